@@ -1,0 +1,22 @@
+.PHONY: demo test install notebooks clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Everything happens in .venv; the stamp makes a second call free.
+.venv/.installed: settings.ini setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+install: .venv/.installed
+
+# The embedded pedestrians, the five rows of Table 3, one table and the figures.
+demo: install
+	$(BIN)/gcutmix_demo --out runs/demo
+
+# Every test: sync of notebooks, package and README; each notebook; pytest; the wheel.
+test: install
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs build dist *.egg-info
