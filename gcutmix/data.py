@@ -25,8 +25,7 @@ def parse_name(
     path, # image file, such as `0002_c1s1_000451_03.jpg`
 ) -> tuple: # identity and camera, as integers
     "Who is in a picture and which camera took it, from the file name."
-    found = _file_name.match(Path(path).name)
-    if found is None:
+    if (found := _file_name.match(Path(path).name)) is None:
         raise ValueError(f"cannot read {path}: expected a name like 0002_c1_01.jpg (identity 2, camera 1). "
                          "Rename the file or move it out of the folder.")
     return int(found[1]), int(found[2])
@@ -51,7 +50,7 @@ class Split:
         "C, the number of identities."
         return len(np.unique(self.pids))
 
-# %% ../nbs/00_data.ipynb #46b3fa1e
+# %% ../nbs/00_data.ipynb #9bba5d23
 _suffixes = {".jpg", ".jpeg", ".png", ".bmp"}
 _layout = dict(train="bounding_box_train", query="query", gallery="bounding_box_test")
 
@@ -61,24 +60,24 @@ def read_split(
     "All images of a folder in the order of their names, junk (identity -1) left out."
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: a data set has the three folders {', '.join(_layout.values())}.")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _suffixes and not p.name.startswith("."))
+        raise FileNotFoundError(f"no folder {folder}: a data set has the folders {', '.join(_layout.values())}.")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _suffixes and p.name[0] != ".")
     rows = [(p, pid, camid) for p in files for pid, camid in [parse_name(p)] if pid != -1]
     if not rows:
-        raise ValueError(f"no image of a person in {folder}: expected files like 0002_c1_01.jpg "
-                         f"({', '.join(sorted(_suffixes))}), not in subfolders.")
+        raise ValueError(f"no image of a person in {folder}: expected files like 0002_c1_01.jpg, not in subfolders.")
     paths, pids, camids = zip(*rows)
     return Split(list(paths), np.array(pids, dtype=np.int64), np.array(camids, dtype=np.int64))
 
-# %% ../nbs/00_data.ipynb #33ee63a1
+# %% ../nbs/00_data.ipynb #2a61c328
 def check_matches(query, gallery):
     "Error unless each query has a picture of the same person, from another camera, in the gallery."
     seen = {}
     for pid, camid in zip(gallery.pids, gallery.camids): seen.setdefault(pid, set()).add(camid)
-    lost = [p for p, pid, camid in zip(query.paths, query.pids, query.camids) if not seen.get(pid, set()) - {camid}]
+    lost = [path for path, pid, camid in zip(query.paths, query.pids, query.camids)
+            if not seen.get(pid, set()) - {camid}]
     if lost:
-        raise ValueError(f"{len(lost)} of {len(query)} queries have no picture of the same person from a second camera "
-                         f"in the gallery, the first is {lost[0]}. Add one, remove the query, or pass check=False.")
+        raise ValueError(f"{len(lost)} of {len(query)} queries have no picture of the same person from a second "
+                         f"camera in the gallery, the first is {lost[0]}. Add one, remove the query, or pass check=False.")
 
 # %% ../nbs/00_data.ipynb #4d317ccc
 # split: (identities other than distractors, images other than junk)
@@ -102,12 +101,16 @@ class ReIDDataset:
 
 def check_counts(data, expected):
     "Error unless each split of `data` has the expected numbers of identities and images."
-    found = {k: (len(np.unique(s.pids[s.pids > 0])), len(s)) for k in expected for s in [getattr(data, k)]}
-    wrong = [f"{k} ({_layout[k]}) has {n:,} images of {i:,} identities, expected {expected[k][1]:,} of {expected[k][0]:,}"
-             for k, (i, n) in found.items() if (i, n) != expected[k]]
+    wrong = []
+    for name, (pids, images) in expected.items():
+        split = getattr(data, name)
+        found = len(np.unique(split.pids[split.pids > 0])), len(split)
+        if found != (pids, images):
+            wrong.append(f"{name} ({_layout[name]}) has {found[1]:,} images of {found[0]:,} identities, "
+                         f"expected {images:,} of {pids:,}")
     if wrong:
         raise ValueError(f"{data.name} in {data.root}: {'; '.join(wrong)}. The copy is incomplete or split otherwise: "
-                         "get it again, or pass check=False to go on without comparable results.")
+                         "get it again, or pass check=False and compare with nobody.")
 
 # %% ../nbs/00_data.ipynb #f7b73115
 @contextmanager
@@ -116,11 +119,12 @@ def _atomic(target):
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
-            yield Path(folder)/target.name
-            if not target.is_dir(): os.replace(Path(folder)/target.name, target) # a folder that is there was finished by another process
+            new = Path(folder)/target.name
+            yield new
+            if not target.is_dir(): os.replace(new, target) # else another process was faster
     except OSError as e:
         if e.errno != errno.ENOSPC: raise
-        raise OSError(e.errno, f"the disk is full: {target} was not written and nothing half-written is left. Free some space and run again") from e
+        raise OSError(e.errno, f"the disk is full: nothing is left of {target}. Free some space and run again") from e
 
 # %% ../nbs/00_data.ipynb #ddcaf142
 def extract_cuhk03(
@@ -133,40 +137,38 @@ def extract_cuhk03(
     "Write the pictures of the original CUHK03 release into the folders of CUHK03-NP."
     try: import h5py; from scipy.io import loadmat
     except ImportError as e: raise ImportError(f"{mat} needs h5py and scipy: pip install gcutmix[raw]") from e
-    protocol = loadmat(config)
-    names, pids, camids = [v.item() for v in protocol["filelist"].flat], protocol["labels"].ravel(), protocol["camId"].ravel()
-    rows = [(part, i-1) for split, part in _layout.items() for i in protocol[f"{split}_idx"].ravel().astype(int)]
+    c = loadmat(config)
+    files = [(v.item(), int(pid), int(cam)) for v, pid, cam in zip(c["filelist"].flat, c["labels"].flat, c["camId"].flat)]
+    rows = [(part, *files[i-1]) for split, part in _layout.items() for i in c[f"{split}_idx"].ravel().astype(int)]
     with h5py.File(mat) as f, _atomic(Path(folder)) as new:
         for part in _layout.values(): (new/part).mkdir(parents=True)
-        pairs = [f[ref][()] for ref in f[variant][()].flat] # one (10, people) array of references for each camera pair
-        for part, i in tqdm(rows, desc=f"CUHK03 {variant}", unit="image", disable=not progress):
-            pair, person, _, number = map(int, Path(names[i]).stem.split("_"))
-            pixels = f[pairs[pair-1][number-1, person-1]][()] # (3, W, H): MATLAB counts the other way round
-            if pixels.ndim != 3: raise ValueError(f"{mat}: {names[i]} of {config} is empty in '{variant}'; the two files do not belong together.")
-            Image.fromarray(pixels.T).save(new/part/f"{pids[i]:04d}_c{camids[i]}_{number:02d}.png", compress_level=1)
+        tables = [f[ref][()] for ref in f[variant][()].flat] # (10, people) references for each camera pair
+        for part, name, pid, camid in tqdm(rows, desc=f"CUHK03 {variant}", unit="image", disable=not progress):
+            pair, person, _, number = map(int, Path(name).stem.split("_"))
+            pixels = f[tables[pair-1][number-1, person-1]][()] # (3, W, H): MATLAB stores the last index first
+            if pixels.ndim != 3: raise ValueError(f"{mat} has no picture {name}, which {config} lists: get both again.")
+            Image.fromarray(pixels.T).save(new/part/f"{pid:04d}_c{camid}_{number:02d}.png", compress_level=1)
 
 # %% ../nbs/00_data.ipynb #b550b5f8
-_cuhk03 = ["", "cuhk03-np", "CUHK03-NP", "cuhk03", "CUHK03"]
+_cuhk03 = ["", "cuhk03-np/", "CUHK03-NP/", "cuhk03/", "CUHK03/"]
 _folders = {
-    "market1501": ["", "Market-1501-v15.09.15", "Market-1501", "Market1501", "market1501"],
-    "dukemtmc-reid": ["", "DukeMTMC-reID", "dukemtmc-reid", "dukemtmcreid"],
-    "cuhk03-labeled": [f"{d}/labeled".lstrip("/") for d in _cuhk03] + [""],
-    "cuhk03-detected": [f"{d}/detected".lstrip("/") for d in _cuhk03] + [""],
+    "market1501": ["", "Market-1501-v15.09.15", "Market-1501", "market1501"],
+    "dukemtmc-reid": ["", "DukeMTMC-reID", "dukemtmc-reid"],
+    "cuhk03-labeled": [d + "labeled" for d in _cuhk03] + [""],
+    "cuhk03-detected": [d + "detected" for d in _cuhk03] + [""],
     "cuhk03-p1-detected": ["detected", "cuhk03-p1/detected", ""],
     "pedestrians": ["", "pedestrians"],
 }
 
-def _make_folder(name, root, progress):
-    "The folder of a data set that can be made from what is there, or None."
-    if name == "pedestrians":
-        from gcutmix.pedestrians import write_pedestrians
-        return write_pedestrians(root/name if root.exists() else root)
-    mat = next((m for d in ("", *_cuhk03[1:]) for m in (root/d/"cuhk-03.mat", root/d/"cuhk03_release/cuhk-03.mat") if m.exists()), None)
-    if mat is None or name not in ("cuhk03-labeled", "cuhk03-detected"): return None
-    variant = name.split("-")[1]
+def _find(root, name):
+    return next((p for depth in ("", "*/", "*/*/") for p in sorted(root.glob(depth + name))), None)
+
+def _make_cuhk03(root, variant, progress):
+    "The folder extracted from the original release, or None where there is no release."
     wanted = f"cuhk03_new_protocol_config_{variant}.mat"
-    config = next((d/wanted for d in (mat.parent, mat.parent.parent, root) if (d/wanted).exists()), None)
-    if config is None: raise FileNotFoundError(f"found {mat} but no {wanted} beside it: it says which picture is in which split. Put it there.")
+    if (mat := _find(root, "cuhk-03.mat")) is None: return None
+    if (config := _find(root, wanted)) is None:
+        raise FileNotFoundError(f"found {mat} but no {wanted} under {root}, which says what is in which split: put it there.")
     extract_cuhk03(mat, config, root/"cuhk03-np"/variant, variant, progress)
     return root/"cuhk03-np"/variant
 
@@ -178,14 +180,19 @@ def load_dataset(
     progress=True, # show a bar where pictures must be extracted first
 ) -> ReIDDataset:
     "Read the three splits of a data set. Pedestrians that are not there are drawn."
-    root = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
-    tried = [root/d for d in _folders.get(name, [""])]
-    folder = next((d for d in tried if (d/_layout["train"]).is_dir()), None) or _make_folder(name, root, progress)
+    base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
+    tried = [base/d for d in _folders.get(name, [""])]
+    folder = next((d for d in tried if (d/_layout["train"]).is_dir()), None)
+    if folder is None and name == "pedestrians":
+        from gcutmix.pedestrians import write_pedestrians
+        folder = write_pedestrians(base if root and not base.exists() else base/name)
+    if folder is None and name in ("cuhk03-labeled", "cuhk03-detected"):
+        folder = _make_cuhk03(base, name.removeprefix("cuhk03-"), progress)
     if folder is None:
-        raise FileNotFoundError(f"no data set '{name}': looked for a folder {_layout['train']} in {', '.join(map(str, tried))}. "
+        raise FileNotFoundError(f"no data set '{name}': looked for {_layout['train']} in {', '.join(map(str, tried))}. "
                                 f"Put the data there or pass root=. Known names: {', '.join(_folders)}.")
     data = ReIDDataset(name, folder, **{split: read_split(folder/part) for split, part in _layout.items()})
-    if check and name in TABLE1: check_counts(data, TABLE1[name]) # with the right counts, a query without a match is part of the protocol
+    if check and name in TABLE1: check_counts(data, TABLE1[name]) # a query without a match is then the protocol's own
     elif check: check_matches(data.query, data.gallery)
     return data
 
@@ -195,10 +202,17 @@ def _decode(path, size):
     try:
         with Image.open(path) as f: image = f.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
     except Exception as e: # PIL raises many kinds
-        raise ValueError(f"cannot decode {path} ({path.stat().st_size:,} bytes): {e}. Replace the file or delete it.") from e
+        raise ValueError(f"cannot decode {path} ({path.stat().st_size:,} bytes): {e}. Replace or delete it.") from e
     return b"".join(channel.tobytes() for channel in image.split())
 
 # %% ../nbs/00_data.ipynb #e63359fa
+def _writable(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError: return False
+    return True
+
 def _cache_file(split, size, cache):
     "Where the decoded images of a split are, or should go."
     stats = [(p.parent.name, p.name, s.st_size, s.st_mtime_ns) for p in split.paths for s in [p.stat()]]
@@ -207,37 +221,36 @@ def _cache_file(split, size, cache):
     beside = split.paths[0].parent.parent/".gcutmix"
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"gcutmix"
     folders = [Path(cache)] if cache else [beside, user]
-    return next((d/name for d in folders if (d/name).exists()), folders[0 if _writable(folders[0]) else -1]/name)
-
-def _writable(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError: return False
-    return True
+    return next((d/name for d in folders if (d/name).exists()), None) or \
+           next((d for d in folders if _writable(d)), folders[-1])/name
 
 # %% ../nbs/00_data.ipynb #ac200f75
 def _write_cache(file, split, size, progress):
     shape = len(split), 3, *size
+    file.parent.mkdir(parents=True, exist_ok=True)
     if (missing := int(np.prod(shape)) - shutil.disk_usage(file.parent).free) > 0:
-        raise OSError(errno.ENOSPC, f"{file} needs {np.prod(shape):,} bytes, {missing:,} more than are free. Free some space or pass cache=")
-    with _atomic(file) as new, open(new, "wb") as f, ThreadPoolExecutor(os.cpu_count()) as pool, \
-         tqdm(total=len(split), desc=split.paths[0].parent.name, unit="image", disable=not progress) as bar:
+        raise OSError(errno.ENOSPC, f"{missing:,} bytes too few on the disk of {file}: free some space or pass cache=")
+    bar = tqdm(total=len(split), desc=split.paths[0].parent.name, unit="image", disable=not progress)
+    with _atomic(file) as new, open(new, "wb") as f, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         np.lib.format.write_array_header_1_0(f, dict(descr="|u1", fortran_order=False, shape=shape))
         for start in range(0, len(split), 512): # in pieces: decoded images must not pile up before a slow disk
-            for image in pool.map(lambda path: _decode(path, size), split.paths[start:start+512]): f.write(image); bar.update()
-        f.flush(); os.fsync(f.fileno())
+            for image in pool.map(lambda path: _decode(path, size), split.paths[start:start+512]):
+                f.write(image)
+                bar.update()
+        f.flush()
+        os.fsync(f.fileno())
 
 def _open_cache(file, shape):
     "The mapped images, or None where the file is missing or damaged."
-    try: images = np.load(file, mmap_mode="c") # copy on write: a tensor that may be written to, a file that stays
+    try: images = np.load(file, mmap_mode="c") # copy on write: the tensor may change, the file does not
     except (OSError, ValueError, EOFError): return None
     return torch.from_numpy(images) if images.shape == shape else None
 
+# %% ../nbs/00_data.ipynb #e1892190
 def load_images(
     split, # a `Split` of N pictures
     size=(384, 128), # height and width
-    cache=None, # folder of the decoded images; default: `.gcutmix` beside the data, or the user's cache where that is read-only
+    cache=None, # folder for the decoded images; default: `.gcutmix` beside the data, or the user's cache where that is read-only
     progress=True, # show a bar while decoding
 ) -> torch.Tensor: # uint8 (N,3,H,W), memory-mapped
     "All images of a split as one tensor. The first call decodes them, later calls open the file."
@@ -248,7 +261,7 @@ def load_images(
         images = _open_cache(file, shape)
     return images
 
-# %% ../nbs/00_data.ipynb #88923dd6
+# %% ../nbs/00_data.ipynb #de4eff88
 def _free_memory(device):
     "Bytes; 0 for the CPU, where a mapped file is as good as memory."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
@@ -258,7 +271,7 @@ def _free_memory(device):
 def to_device(
     images, # uint8 (N,3,H,W), from `load_images`
     device, # where the network is
-    share=.25, # the largest share of the free memory they may take
+    share=.25, # the largest share of the free memory they may take; training needs the rest
 ) -> torch.Tensor: # on the device if they fit, else `images` itself
     "Move the images to the GPU when they fit."
     device = torch.device(device)
@@ -272,8 +285,8 @@ def keyed_generator(
     rank=0, # process
 ) -> torch.Generator: # on the CPU, so that all devices get the same draws
     "A generator that depends on its key alone: what was drawn before plays no part. Keys are integers from 0."
-    state = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1) # torch's CPU generator uses 32 bits of a seed
-    return torch.Generator().manual_seed(int(state[0]))
+    word = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0] # 32 bits: torch ignores more on the CPU
+    return torch.Generator().manual_seed(int(word))
 
 # %% ../nbs/00_data.ipynb #95dff157
 def random_flip(
@@ -292,13 +305,15 @@ _std = torch.tensor([.229, .224, .225])[:, None, None]
 def normalize(
     images, # uint8 (N,3,H,W)
 ) -> torch.Tensor: # float32 (N,3,H,W)
-    "Bytes to floats with ImageNet's mean 0 and standard deviation 1 in each channel."
+    "Bytes to floats, with ImageNet's mean taken off and divided by its standard deviation in each channel."
     return images.float().sub_(255*_mean.to(images.device)).div_(255*_std.to(images.device))
 
 # %% ../nbs/00_data.ipynb #e5286793
 def _rectangles(top, left, height, width, H, W):
     "(N,1,H,W) bool: True inside the rectangle of each image; the first four are (N,)."
-    span = lambda start, length, n: (torch.arange(n) >= start[:, None]) & (torch.arange(n) < (start + length)[:, None])
+    def span(start, length, n):
+        at = torch.arange(n)
+        return (at >= start[:, None]) & (at < (start + length)[:, None])
     return (span(top, height, H)[:, :, None] & span(left, width, W)[:, None, :])[:, None]
 
 def cutout(
@@ -310,7 +325,8 @@ def cutout(
 ) -> torch.Tensor: # (N,3,H,W)
     "Fill one square, wholly inside, of each image with probability `p`."
     N, _, H, W = images.shape
-    if p and size > min(H, W): raise ValueError(f"a {size}x{size} cutout does not fit into {H}x{W} images: pass a smaller size, or p=0")
+    if p and size > min(H, W):
+        raise ValueError(f"a {size}x{size} cutout does not fit into {H}x{W} images: pass a smaller size, or p=0")
     chance, y, x = torch.rand(3, N, generator=generator)
     side = (chance < p)*size
     hole = _rectangles((y*(H-size+1)).long(), (x*(W-size+1)).long(), side, side, H, W)
@@ -334,9 +350,9 @@ def random_erasing(
     height, width = (area*shape).sqrt().round().long(), (area/shape).sqrt().round().long()
     fits = (height < H) & (width < W)
     first = fits.int().argmax(1, keepdim=True)
-    height, width = height.gather(1, first)[:, 0], width.gather(1, first)[:, 0]
-    erased = _rectangles((y*(H-height+1)).long(), (x*(W-width+1)).long(), height, width, H, W)
-    return images.masked_fill((erased & ((chance < p) & fits.any(1))[:, None, None, None]).to(images.device), fill)
+    height, width = (torch.where(fits.any(1) & (chance < p), t.gather(1, first)[:, 0], 0) for t in (height, width))
+    hole = _rectangles((y*(H-height+1)).long(), (x*(W-width+1)).long(), height, width, H, W)
+    return images.masked_fill(hole.to(images.device), fill)
 
 # %% ../nbs/00_data.ipynb #8e69d7bb
 def augment(

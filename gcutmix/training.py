@@ -207,7 +207,7 @@ class Trainer:
         optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
-        self.last_saved = time.monotonic()
+        self.code, self.last_saved = code_version(), time.monotonic()
 
     @property
     def done(self): return self.epoch*len(self.sampler) + len(self.rows)
@@ -328,7 +328,7 @@ def finish(self: Trainer):
     "Write network and result; the checkpoint has done its work."
     metrics = self.metrics
     result = dict(command=command(self.config), recipe=recipe(self.config), iterations=self.total, seconds=round(self.seconds, 1),
-                  finished=datetime.now(timezone.utc).isoformat(timespec="seconds"), code=code_version(),
+                  finished=datetime.now(timezone.utc).isoformat(timespec="seconds"), code=self.code,
                   packages={name: version(name) for name in ("torch", "torchvision", "numpy", "accelerate")} | {"python": platform.python_version()},
                   hardware=hardware(self.device) | {"processes": self.accelerator.num_processes, "precision": "bf16" if use_bf16(self.config, self.device) else "fp32"},
                   data={key: fingerprint(getattr(self.data, key)) for key in ("train", "query", "gallery")},
