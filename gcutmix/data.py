@@ -76,8 +76,8 @@ def check_matches(query, gallery):
     lost = [path for path, pid, camid in zip(query.paths, query.pids, query.camids)
             if not seen.get(pid, set()) - {camid}]
     if lost:
-        raise ValueError(f"{len(lost)} of {len(query)} queries have no picture of the same person from a second "
-                         f"camera in the gallery, the first is {lost[0]}. Add one, remove the query, or pass check=False.")
+        raise ValueError(f"{len(lost)} of {len(query)} queries have no picture of the same person from a second camera "
+                         f"in the gallery, the first is {lost[0]}. Add one, remove it, or pass check=False.")
 
 # %% ../nbs/00_data.ipynb #4d317ccc
 # split: (identities other than distractors, images other than junk)
@@ -124,7 +124,7 @@ def _atomic(target):
             if not target.is_dir(): os.replace(new, target) # else another process was faster
     except OSError as e:
         if e.errno != errno.ENOSPC: raise
-        raise OSError(e.errno, f"the disk is full: nothing is left of {target}. Free some space and run again") from e
+        raise OSError(e.errno, f"disk full, nothing is left of {target}: free some space and run again") from e
 
 # %% ../nbs/00_data.ipynb #ddcaf142
 def extract_cuhk03(
@@ -138,7 +138,8 @@ def extract_cuhk03(
     try: import h5py; from scipy.io import loadmat
     except ImportError as e: raise ImportError(f"{mat} needs h5py and scipy: pip install gcutmix[raw]") from e
     c = loadmat(config)
-    files = [(v.item(), int(pid), int(cam)) for v, pid, cam in zip(c["filelist"].flat, c["labels"].flat, c["camId"].flat)]
+    columns = (c[k].flat for k in ("filelist", "labels", "camId"))
+    files = [(name.item(), int(pid), int(camid)) for name, pid, camid in zip(*columns)]
     rows = [(part, *files[i-1]) for split, part in _layout.items() for i in c[f"{split}_idx"].ravel().astype(int)]
     with h5py.File(mat) as f, _atomic(Path(folder)) as new:
         for part in _layout.values(): (new/part).mkdir(parents=True)
@@ -146,7 +147,8 @@ def extract_cuhk03(
         for part, name, pid, camid in tqdm(rows, desc=f"CUHK03 {variant}", unit="image", disable=not progress):
             pair, person, _, number = map(int, Path(name).stem.split("_"))
             pixels = f[tables[pair-1][number-1, person-1]][()] # (3, W, H): MATLAB stores the last index first
-            if pixels.ndim != 3: raise ValueError(f"{mat} has no picture {name}, which {config} lists: get both again.")
+            if pixels.ndim != 3: # an empty cell
+                raise ValueError(f"{mat} has no picture {name}, which {config} lists: get both again.")
             Image.fromarray(pixels.T).save(new/part/f"{pid:04d}_c{camid}_{number:02d}.png", compress_level=1)
 
 # %% ../nbs/00_data.ipynb #b550b5f8
@@ -168,7 +170,7 @@ def _make_cuhk03(root, variant, progress):
     wanted = f"cuhk03_new_protocol_config_{variant}.mat"
     if (mat := _find(root, "cuhk-03.mat")) is None: return None
     if (config := _find(root, wanted)) is None:
-        raise FileNotFoundError(f"found {mat} but no {wanted} under {root}, which says what is in which split: put it there.")
+        raise FileNotFoundError(f"found {mat} but no {wanted}, which says what is in which split: put it beside.")
     extract_cuhk03(mat, config, root/"cuhk03-np"/variant, variant, progress)
     return root/"cuhk03-np"/variant
 
@@ -202,7 +204,7 @@ def _decode(path, size):
     try:
         with Image.open(path) as f: image = f.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
     except Exception as e: # PIL raises many kinds
-        raise ValueError(f"cannot decode {path} ({path.stat().st_size:,} bytes): {e}. Replace or delete it.") from e
+        raise ValueError(f"cannot decode {path} ({path.stat().st_size} bytes): {e}. Replace or delete it.") from e
     return b"".join(channel.tobytes() for channel in image.split())
 
 # %% ../nbs/00_data.ipynb #e63359fa
@@ -250,7 +252,7 @@ def _open_cache(file, shape):
 def load_images(
     split, # a `Split` of N pictures
     size=(384, 128), # height and width
-    cache=None, # folder for the decoded images; default: `.gcutmix` beside the data, or the user's cache where that is read-only
+    cache=None, # folder for the decoded images; default: `.gcutmix` beside the data, ~/.cache where that is read-only
     progress=True, # show a bar while decoding
 ) -> torch.Tensor: # uint8 (N,3,H,W), memory-mapped
     "All images of a split as one tensor. The first call decodes them, later calls open the file."
@@ -285,7 +287,7 @@ def keyed_generator(
     rank=0, # process
 ) -> torch.Generator: # on the CPU, so that all devices get the same draws
     "A generator that depends on its key alone: what was drawn before plays no part. Keys are integers from 0."
-    word = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0] # 32 bits: torch ignores more on the CPU
+    word = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0] # 32 bits: torch ignores the rest
     return torch.Generator().manual_seed(int(word))
 
 # %% ../nbs/00_data.ipynb #95dff157
@@ -350,7 +352,8 @@ def random_erasing(
     height, width = (area*shape).sqrt().round().long(), (area/shape).sqrt().round().long()
     fits = (height < H) & (width < W)
     first = fits.int().argmax(1, keepdim=True)
-    height, width = (torch.where(fits.any(1) & (chance < p), t.gather(1, first)[:, 0], 0) for t in (height, width))
+    erased = fits.any(1) & (chance < p)
+    height, width = (torch.where(erased, side.gather(1, first)[:, 0], 0) for side in (height, width))
     hole = _rectangles((y*(H-height+1)).long(), (x*(W-width+1)).long(), height, width, H, W)
     return images.masked_fill(hole.to(images.device), fill)
 

@@ -56,7 +56,7 @@ def extract_features(
     return torch.cat(parts)
 
 # %% ../nbs/08_evaluation.ipynb #47386a10
-def _squares(x): return torch.einsum("nd,nd->n", x, x)
+def _squares(x): return torch.cat([part.square().sum(1) for part in x.split(1024)]) # in parts: no second copy of x
 
 def distance_to(
     gallery,             # (G,D); for "cosine" with rows of length 1
@@ -198,8 +198,8 @@ def ranked_list(
 ):
     "Gallery indices (n,k) of the first places without junk, -1 behind the end of a short list, and (n,k) whether they are right."
     rows, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device)
-    queries = torch.as_tensor(queries)
-    dist, person, camera = rows(queries), qp[queries, None], qc[queries, None]
+    queries = np.asarray(queries)
+    dist, person, camera = rows(torch.from_numpy(queries)), qp[queries, None], qc[queries, None]
     dist[(person == gp) & (camera == gc)] = np.inf
     order = np.argsort(dist, axis=1, kind="stable")[:, :k]
     found = np.isfinite(np.take_along_axis(dist, order, 1))
@@ -218,10 +218,10 @@ def show_ranked_lists(
     H, W = query_images.shape[-2:]
     fig, axes = plt.subplots(n, k + 1, figsize=(.5*(k + 1), .5*n*H/W + .3), dpi=80, squeeze=False)
     for row, q, places, ok, note in zip(axes, queries, index, right, notes or [""]*n):
-        row[0].imshow(query_images[q].permute(1, 2, 0))
+        row[0].imshow(query_images[q].permute(1, 2, 0).numpy())
         row[0].set_ylabel(note, fontsize=8)
         for place, (ax, i, good) in enumerate(zip(row[1:], places, ok), 1):
-            if i >= 0: ax.imshow(gallery_images[i].permute(1, 2, 0))
+            if i >= 0: ax.imshow(gallery_images[i].permute(1, 2, 0).numpy())
             ax.spines[:].set(visible=i >= 0, color="#009e73" if good else "#e69f00", ls="-" if good else (0, (2, 1)), lw=2.5)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     for place, ax in enumerate(axes[0]): ax.set_title(place or "query", fontsize=8)
@@ -264,16 +264,16 @@ def _average(vectors):
     columns, at = np.unique(columns, return_inverse=True)
     return columns, np.bincount(at, w)/len(vectors)
 
-def _overlap_with(vectors):
-    "A function from one sparse vector to its sums of minima with all `vectors`."
+def _overlap_with(vectors, size):
+    "A function from one sparse vector to its sums of minima with all `vectors`; `size` numbers each."
     rows = np.repeat(np.arange(len(vectors)), [len(c) for c, _ in vectors])
     columns, weights = map(np.concatenate, zip(*vectors))
     order = np.argsort(columns, kind="stable")
-    first = columns[order].searchsorted(np.arange(columns.max() + 2))
+    first = columns[order].searchsorted(np.arange(size + 1))
     def overlap(vector):
         total = np.zeros(len(vectors))
         for c, w in zip(*vector):
-            at = order[first[c]:first[c + 1]] if c < len(first) - 1 else order[:0]
+            at = order[first[c]:first[c + 1]]
             total[rows[at]] += np.minimum(weights[at], w)
         return total
     return overlap
@@ -292,7 +292,7 @@ def reranked(
     nearest, farthest = _nearest(x, max(k1 + 1, k2))
     single = [_weights(x, nearest, farthest, i, k1) for i in range(len(x))]
     vectors = [_average([single[j] for j in near]) for near in nearest[:, :k2]]
-    overlap, to = _overlap_with(vectors[Q:]), distance_to(gallery)
+    overlap, to = _overlap_with(vectors[Q:], len(x)), distance_to(gallery)
     def rows(i):
         shared = torch.from_numpy(np.stack([overlap(vectors[q]) for q in i.tolist()]))
         return (1 - lam)*(1 - shared/(2 - shared)) + lam*(to(query[i]).cpu()/torch.from_numpy(farthest)[i, None])
