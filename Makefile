@@ -16,7 +16,7 @@ demo: install
 
 # Every test: sync of notebooks, package and README; each notebook; pytest; the wheel.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=12 tests
 
 clean:
 	rm -rf .venv runs build dist *.egg-info

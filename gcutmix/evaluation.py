@@ -56,16 +56,16 @@ def extract_features(
     return torch.cat(parts)
 
 # %% ../nbs/08_evaluation.ipynb #47386a10
-def _squares(x): return torch.cat([part.square().sum(1) for part in x.split(1024)]) # in parts: no second copy of x
+def _squares(x): return torch.cat([part.square().sum(1) for part in x.split(64)]) # in parts that fit the cache, not as a copy of x
 
 def distance_to(
     gallery,             # (G,D); for "cosine" with rows of length 1
     metric="euclidean",  # "euclidean": squared Euclidean distance; "cosine": 1 - cosine
 ):
-    "A function from queries (n,D) to their distances (n,G), a fresh tensor."
-    if metric == "cosine": return lambda query: 1 - query @ gallery.T
+    "A function from queries (n,D), and a tensor to write into if wanted, to distances (n,G)."
+    if metric == "cosine": return lambda query, out=None: torch.mm(query, gallery.T, out=out).neg_().add_(1)
     squares = _squares(gallery)
-    return lambda query: torch.addmm(squares, query, gallery.T, alpha=-2).add_(_squares(query)[:, None])
+    return lambda query, out=None: torch.addmm(squares, query, gallery.T, alpha=-2, out=out).add_(_squares(query)[:, None])
 
 def images_of(
     pids,         # (Q,) identities to look up
@@ -149,8 +149,8 @@ def _ids(x, n, name):
     return x.astype(np.int64)
 
 # %% ../nbs/08_evaluation.ipynb #d85b7a1b
-def _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device):
-    "Check everything; a function from query indices to rows of distances, and the four arrays of identities and cameras."
+def _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device, rows=1):
+    "Check everything; a function from at most `rows` query indices to distances, and the identities and cameras."
     q = _features(query_features, "query", device)
     g = _features(gallery_features, "gallery", q.device)
     if q.shape[1] != g.shape[1]: raise ValueError(f"query features have {q.shape[1]} dimensions, gallery features {g.shape[1]}; take both from the same model")
@@ -159,8 +159,9 @@ def _compare(query_features, query_pids, query_camids, gallery_features, gallery
     if l2 or metric == "cosine": q, g = F.normalize(q), F.normalize(g)
     ids = (_ids(query_pids, len(q), "query_pids"), _ids(query_camids, len(q), "query_camids"),
            _ids(gallery_pids, len(g), "gallery_pids"), _ids(gallery_camids, len(g), "gallery_camids"))
-    to_gallery = reranked(q, g) if rerank else (lambda i, to=distance_to(g, metric): to(q[i]))
-    return lambda i: to_gallery(i).numpy(force=True), ids
+    if rerank: return (lambda i, to=reranked(q, g): to(i).numpy(force=True)), ids
+    to, buffer = distance_to(g, metric), q.new_empty(min(rows, len(q)), len(g)) # one buffer: fresh chunks would scatter over the heap
+    return lambda i: to(q[i], buffer[:len(i)]).numpy(force=True), ids
 
 # %% ../nbs/08_evaluation.ipynb #f7d2f080
 def evaluate(
@@ -181,10 +182,11 @@ def evaluate(
     """`Metrics` of ranking the gallery for each query. A gallery image with the query's pid and camid is left out;
     a query without a match is ignored and counted. Equal distances: the lower gallery index first.
     `l2` and "cosine" copy the features. ValueError for input that cannot be ranked."""
-    rows, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device)
+    n = max(1, int(chunk_mb*2**17/max(1, len(gallery_features)))) # 8 bytes a distance
+    dist, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device, n)
     same, places = images_of(qp, gp), []
-    for chunk in torch.arange(len(qp)).split(max(1, int(chunk_mb*2**17/len(gp)))):
-        for i, row in zip(chunk.tolist(), rows(chunk)):
+    for chunk in torch.arange(len(qp)).split(n):
+        for i, row in zip(chunk.tolist(), dist(chunk)):
             junk = gc[same[i]] == qc[i]
             places.append(match_places(row, same[i][~junk], same[i][junk]))
     return summarize(places, min(topk, len(gp)), ap_max_rank)
@@ -197,8 +199,8 @@ def ranked_list(
     metric="euclidean", l2=False, rerank=False, device=None, # as in `evaluate`
 ):
     "Gallery indices (n,k) of the first places without junk, -1 behind the end of a short list, and (n,k) whether they are right."
-    rows, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device)
     queries = np.asarray(queries)
+    rows, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device, len(queries))
     dist, person, camera = rows(torch.from_numpy(queries)), qp[queries, None], qc[queries, None]
     dist[(person == gp) & (camera == gc)] = np.inf
     order = np.argsort(dist, axis=1, kind="stable")[:, :k]
@@ -239,23 +241,21 @@ def _nearest(x, k, rows=256):
     return torch.cat(nearest).numpy(force=True), torch.cat(farthest).numpy(force=True)
 
 def mutual_neighbours(
-    nearest, # (N,k+1 or more) each image's nearest, itself first
-    i, k,    # image, and how many neighbours
+    nearest, # (N,k+1 or more) the nearest of each image, itself first
+    k,       # how many
 ):
-    "Those of the k nearest of image i that have i among their own k nearest, and i."
-    mine = nearest[i, :k + 1]
-    return mine[(nearest[mine, :k + 1] == i).any(1)]
+    "For each image the set of its k nearest that have it among their own k nearest, and itself."
+    nearest = nearest[:, :k + 1]
+    return [set(mine[(nearest[mine] == i).any(1)].tolist()) for i, mine in enumerate(nearest)]
 
-def neighbourhood(nearest, i, k1):
-    "Step 1."
-    core = mutual_neighbours(nearest, i, k1)
-    theirs = [mutual_neighbours(nearest, j, round(k1/2)) for j in core]
-    return np.unique(np.concatenate([core] + [t for t in theirs if 3*np.isin(t, core).sum() > 2*len(t)]))
+def neighbourhood(core, half):
+    "`core`, and the set `half[j]` of each member j that lies in it by more than two thirds."
+    return core.union(*(half[j] for j in core if 3*len(half[j] & core) > 2*len(half[j])))
 
 # %% ../nbs/08_evaluation.ipynb #3612f71d
-def _weights(x, nearest, farthest, i, k1):
+def _weights(x, farthest, i, members):
     "Step 2 before the averaging."
-    members = neighbourhood(nearest, i, k1)
+    members = np.array(sorted(members))
     w = np.exp(-(x[members] - x[i]).square().sum(1).numpy(force=True)/farthest[i])
     return members, w/w.sum()
 
@@ -290,7 +290,8 @@ def reranked(
     It compares all (Q+G)^2 pairs once, a chunk at a time; only sparse vectors are kept."""
     x, Q = torch.cat([query, gallery]), len(query)
     nearest, farthest = _nearest(x, max(k1 + 1, k2))
-    single = [_weights(x, nearest, farthest, i, k1) for i in range(len(x))]
+    full, half = (mutual_neighbours(nearest, k) for k in (k1, round(k1/2)))
+    single = [_weights(x, farthest, i, neighbourhood(core, half)) for i, core in enumerate(full)]
     vectors = [_average([single[j] for j in near]) for near in nearest[:, :k2]]
     overlap, to = _overlap_with(vectors[Q:], len(x)), distance_to(gallery)
     def rows(i):

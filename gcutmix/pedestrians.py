@@ -100,15 +100,18 @@ class Pose:
         self.angle, self.step, self.build = (angle+180)%360 - 180, stride*math.sin(phase), build
         self.cos, self.sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
 
-    def arm(self, side):
-        "Shoulder, elbow, hand; `side` is 1 or -1."
-        x, out, swing = side*.098*self.build*self.cos, side*.018*self.cos, -side*self.step*self.sin
-        return (x, .205), (x + out + .055*swing, .335), (x + out + .135*swing - .012*self.sin, .465)
+# %% ../nbs/11_pedestrians.ipynb #61aff774
+@patch
+def arm(self:Pose, side):
+    "Shoulder, elbow, hand; `side` is 1 or -1."
+    x, out, swing = side*.098*self.build*self.cos, side*.018*self.cos, -side*self.step*self.sin
+    return (x, .205), (x + out + .055*swing, .335), (x + out + .135*swing - .012*self.sin, .465)
 
-    def leg(self, side):
-        "Hip, knee, ankle; the leg behind bends and lifts."
-        x, swing, lift = side*.046*self.build*self.cos, side*self.step*self.sin, .035*max(0, side*self.step)
-        return (x, .51), (x + .055*swing - .6*lift*self.sin, .735 - .3*lift), (x + .13*swing, .945 - lift)
+@patch
+def leg(self:Pose, side):
+    "Hip, knee, ankle; the leg behind bends and lifts."
+    x, swing, lift = side*.046*self.build*self.cos, side*self.step*self.sin, .035*max(0, side*self.step)
+    return (x, .51), (x + .055*swing - .6*lift*self.sin, .735 - .3*lift), (x + .13*swing, .945 - lift)
 
 # %% ../nbs/11_pedestrians.ipynb #51b90dbc
 @patch
@@ -120,13 +123,17 @@ def seen(self:Pose, lo, hi):
 # %% ../nbs/11_pedestrians.ipynb #d2ffdfc2
 def profile(*rows): return np.array(rows).T  # rows: height, half width, half depth
 
-TRUNK = profile((.15, .03, .03), (.168, .062, .044), (.188, .09, .058), (.215, .102, .066), (.28, .098, .068), (.38, .082, .06), (.5, .09, .066), (.7, .108, .082))
+TRUNK = profile((.15, .03, .03), (.168, .062, .044), (.188, .09, .058), (.215, .102, .066), (.28, .098, .068),
+    (.38, .082, .06), (.5, .09, .066), (.7, .108, .082))
 SKIRT = profile((.46, .085, .06), (.52, .093, .068), (.74, .125, .095))
-HEAD = profile((0, .012, .012), (.008, .026, .03), (.025, .038, .045), (.05, .045, .052), (.08, .045, .052), (.11, .038, .046), (.13, .024, .034), (.14, .01, .02))
-HAIR = profile((-.01, .012, .016), (-.003, .026, .03), (.01, .037, .043), (.03, .046, .053), (.055, .049, .057), (.085, .047, .054), (.11, .039, .046), (.15, .032, .04))
+HEAD = profile((0, .012, .012), (.008, .026, .03), (.025, .038, .045), (.05, .045, .052), (.08, .045, .052),
+    (.11, .038, .046), (.13, .024, .034), (.14, .01, .02))
+HAIR = profile((-.01, .012, .016), (-.003, .026, .03), (.01, .037, .043), (.03, .046, .053),
+    (.055, .049, .057), (.085, .047, .054), (.11, .039, .046), (.15, .032, .04))
 MANE = profile(*HAIR.T[:5], (.13, .054, .058), (.22, .06, .054), (.26, .05, .045))
 AROUND = -180, 180
 
+# %% ../nbs/11_pedestrians.ipynb #9e98013f
 @patch
 def outlines(self:Pose, profile, lo, hi, top, bottom, grow=0.):
     "Polygons of a patch from `lo` to `hi` degrees and `top` to `bottom`: none, one, or two that are seen."
@@ -142,15 +149,17 @@ def wear(self:Pose, profile, depth, cue, colour, *patches, grow=0.):
     return [Part(depth, cue, colour, points) for patch in patches for points in self.outlines(profile, *patch, grow)]
 
 # %% ../nbs/11_pedestrians.ipynb #dd8b8c34
-PATTERNS = dict(none=[], hoops=[(*AROUND, y/100, y/100+.026) for y in (21, 27, 33, 39, 45)], stripes=[(a, a+13, .18, .52) for a in range(-174, 180, 30)],
-    yoke=[(*AROUND, .172, .265)], band=[(*AROUND, .3, .38)], halves=[(0, 180, .16, .52)],
-    checks=[(a, a+22, y/100, y/100+.05) for y in (20, 30, 40) for a in range(-170, 180, 45)])
+PATTERNS = dict(none=[], hoops=[(*AROUND, y/100, y/100+.026) for y in (21, 27, 33, 39, 45)],
+    stripes=[(a, a+13, .18, .52) for a in range(-174, 180, 30)], yoke=[(*AROUND, .172, .265)], band=[(*AROUND, .3, .38)],
+    halves=[(0, 180, .16, .52)], checks=[(a, a+22, y/100, y/100+.05) for y in (20, 30, 40) for a in range(-170, 180, 45)])
 LOGOS = dict(none=[], badge=[(22, 50, .235, .285)], cross=[(30, 40, .225, .305), (18, 52, .25, .28)], print=[(-32, 32, .27, .37)],
     number=[(150, 168, .24, .38), (168, 200, .24, .268), (182, 200, .24, .38)])
 FRINGE, NAPE = (*AROUND, -.008, .034), (72, 288, 0, .118)
-HAIRS = dict(bald=[], short=[FRINGE, NAPE], crop=[(*AROUND, -.002, .026), (95, 265, 0, .1)], beard=[FRINGE, NAPE, (-80, 80, .1, .15)], tail=[FRINGE, NAPE],
-    afro=[(*AROUND, -.01, .034), (60, 300, -.01, .125)], bob=[FRINGE, (58, 302, 0, .145)], long=[FRINGE, (62, 298, 0, .25)])
-HATS = dict(none=[], beanie=[(*AROUND, -.014, .05)], cap=[(*AROUND, -.01, .045)], brim=[(*AROUND, -.016, .048)], scarf=[(*AROUND, -.008, .036), (52, 308, 0, .17), (*AROUND, .14, .175)])
+HAIRS = dict(bald=[], short=[FRINGE, NAPE], crop=[(*AROUND, -.002, .026), (95, 265, 0, .1)],
+    beard=[FRINGE, NAPE, (-80, 80, .1, .15)], tail=[FRINGE, NAPE], afro=[(*AROUND, -.01, .034), (60, 300, -.01, .125)],
+    bob=[FRINGE, (58, 302, 0, .145)], long=[FRINGE, (62, 298, 0, .25)])
+HATS = dict(none=[], beanie=[(*AROUND, -.014, .05)], cap=[(*AROUND, -.01, .045)], brim=[(*AROUND, -.016, .048)],
+    scarf=[(*AROUND, -.008, .036), (52, 308, 0, .17), (*AROUND, .14, .175)])
 
 # %% ../nbs/11_pedestrians.ipynb #1647aedb
 @dataclass(frozen=True)
@@ -161,12 +170,14 @@ class Person:
 
 SKINS = ((244, 208, 177), (224, 172, 135), (198, 134, 96), (150, 95, 64), (104, 66, 46))
 HAIR_COLOURS = ((36, 30, 28), (36, 30, 28), (80, 52, 34), (132, 88, 50), (196, 162, 98), (150, 150, 150))
-CLOTH = ((176, 42, 46), (46, 78, 152), (54, 118, 74), (208, 174, 62), (226, 224, 218), (46, 46, 52), (114, 112, 112), (116, 72, 128), (200, 118, 54), (122, 168, 196))
+CLOTH = ((176, 42, 46), (46, 78, 152), (54, 118, 74), (208, 174, 62), (226, 224, 218),
+    (46, 46, 52), (114, 112, 112), (116, 72, 128), (200, 118, 54), (122, 168, 196))
 LEGS = ((38, 42, 62), (52, 72, 116), (36, 36, 38), (104, 98, 90), (160, 142, 110), (72, 58, 46))
 LEATHER = ((28, 28, 30), (220, 218, 214), (110, 66, 36), (160, 40, 44), (60, 80, 140))
-WARDROBE = dict(top=(("tee", "jumper", "jumper", "hoodie", "jacket", "coat"), CLOTH), pattern=(("none",)*4 + tuple(PATTERNS), CLOTH), logo=(tuple(LOGOS), CLOTH),
-    trousers=(("trousers",)*3 + ("shorts", "skirt"), LEGS), shoes=(("low", "low", "boots"), LEATHER), bag=(("none", "backpack", "handbag", "shoulder"), CLOTH),
-    hat=(("none",)*4 + tuple(HATS), CLOTH), hair=(("short", "bob", "long") + tuple(HAIRS), HAIR_COLOURS))
+WARDROBE = dict(top=(("tee", "jumper", "jumper", "hoodie", "jacket", "coat"), CLOTH), pattern=(("none",)*4 + tuple(PATTERNS), CLOTH),
+    logo=(tuple(LOGOS), CLOTH), trousers=(("trousers",)*3 + ("shorts", "skirt"), LEGS), shoes=(("low", "low", "boots"), LEATHER),
+    bag=(("none", "backpack", "handbag", "shoulder"), CLOTH), hat=(("none",)*4 + tuple(HATS), CLOTH),
+    hair=(("short", "bob", "long") + tuple(HAIRS), HAIR_COLOURS))  # a kind that is named twice is worn twice as often
 
 # %% ../nbs/11_pedestrians.ipynb #70263903
 def keyed(*key):
@@ -199,6 +210,7 @@ def leg(p, pose, side):
     return [limb(lower, knee, ankle, .027*p.build, .018 if lower == "skin" else .024), limb(upper, hip, knee, .043*p.build, .03*p.build),
         *shaft, limb("shoes", heel, (heel[0] - .045*pose.sin, heel[1] + .008*max(0, pose.cos)), .024, .018)]
 
+# %% ../nbs/11_pedestrians.ipynb #e424c52f
 def arm(p, pose, side):
     "Hand, forearm, upper arm."
     (shoulder, elbow, hand), near = pose.arm(side), side*pose.sin
@@ -213,20 +225,24 @@ def trunk(p, pose):
     "Hips, top, and what is printed on it."
     (kind, colour), bottom = p.top, .68 if p.top[0] == "coat" else .53
     hips = (SKIRT, .72) if p.trousers[0] == "skirt" else (TRUNK, .545)
-    parts = pose.wear(hips[0], -1, "trousers", p.trousers[1], (*AROUND, .46, hips[1])) + pose.wear(TRUNK, 0, "top", colour, (*AROUND, .15, bottom))
+    parts = pose.wear(hips[0], -1, "trousers", p.trousers[1], (*AROUND, .46, hips[1]))
+    parts += pose.wear(TRUNK, 0, "top", colour, (*AROUND, .15, bottom))
     parts += pose.wear(TRUNK, 0, "pattern", p.pattern[1], *PATTERNS[p.pattern[0]])
     if kind == "jacket": parts += pose.wear(TRUNK, 0, "top", p.shirt, (-17, 17, .155, bottom))
     if kind == "hoodie": parts += pose.wear(TRUNK, .15, "top", shade(colour, .8), (95, 265, .15, .225), grow=.004)
     return parts + pose.wear(TRUNK, 0, "logo", p.logo[1], *LOGOS[p.logo[0]])
 
+# %% ../nbs/11_pedestrians.ipynb #f5fa8320
 def head(p, pose):
     "Neck, skull, a hint of a face, hair, hat."
     pose, (hair, hair_colour), (hat, hat_colour) = Pose(pose.angle), p.hair, p.hat
-    parts = [Part(-.5, "skin", shade(p.skin, .8), capsule((0, .12), (0, .17), .027, .032))] + pose.wear(HEAD, .2, "skin", p.skin, (*AROUND, 0, .14))
+    parts = [Part(-.5, "skin", shade(p.skin, .8), capsule((0, .12), (0, .17), .027, .032))]
+    parts += pose.wear(HEAD, .2, "skin", p.skin, (*AROUND, 0, .14))
     parts += pose.wear(HEAD, .25, "skin", shade(p.skin, .35), (-32, -18, .068, .078), (18, 32, .068, .078))
     parts += pose.wear(HEAD, .25, "skin", shade(p.skin, .6), (-14, 14, .108, .114))
     parts += pose.wear(MANE if hair in ("bob", "long") else HAIR, .3, "hair", hair_colour, *HAIRS[hair], grow=.016*(hair == "afro"))
-    if hair == "tail": parts.append(Part(-.4 if pose.cos > 0 else .35, "hair", shade(hair_colour, .9), capsule((.05*pose.sin, .05), (.075*pose.sin, .2), .02, .012)))
+    tail = capsule((.05*pose.sin, .05), (.075*pose.sin, .2), .02, .012)
+    if hair == "tail": parts.append(Part(-.4 if pose.cos > 0 else .35, "hair", shade(hair_colour, .9), tail))
     parts += pose.wear(MANE, .4, "hat", hat_colour, *HATS[hat], grow=.004)
     peak = dict(brim=(0, .045, .088, .013), cap=(-.05*pose.sin, .047, .025 + .02*abs(pose.cos), .01)).get(hat)
     if peak and (hat == "brim" or pose.cos > -.7): parts.append(Part(.4, "hat", shade(hat_colour, .8), oval(*peak)))
@@ -238,8 +254,10 @@ def backpack(pose, colour):
     x, w, depth = .085*pose.build*pose.sin, pose.build*math.hypot(.07*pose.cos, .042*pose.sin), -1.5*pose.cos
     pack = [(x + s*w, y) for s, y in ((-1, .21), (-.7, .175), (.7, .175), (1, .21), (1, .41), (.8, .43), (-.8, .43), (-1, .41))]
     pocket = [Part(depth, "bag", shade(colour, .75), box(x-.65*w, .32, 1.3*w, .075))] if depth > 0 else []
-    return [Part(depth, "bag", colour, pack), *pocket] + pose.wear(TRUNK, .1, "bag", shade(colour, .85), (-42, -28, .17, .36), (28, 42, .17, .36))
+    straps = pose.wear(TRUNK, .1, "bag", shade(colour, .85), (-42, -28, .17, .36), (28, 42, .17, .36))
+    return [Part(depth, "bag", colour, pack), *pocket, *straps]
 
+# %% ../nbs/11_pedestrians.ipynb #75d5460b
 def handbag(pose, colour):
     "In one hand."
     (x, y), w, depth = pose.arm(1)[2], .03 + .022*abs(pose.sin), pose.sin + .01
@@ -252,6 +270,7 @@ def shoulder_bag(pose, colour):
     return [Part(.05, "bag", shade(colour, .75), capsule((.06*pose.cos, .168), (x, .43), .008, .008)),
         Part(depth, "bag", colour, box(x-w, .42, 2*w, .095)), Part(depth, "bag", shade(colour, .8), box(x-w, .42, 2*w, .035))]
 
+# %% ../nbs/11_pedestrians.ipynb #4baa2ac1
 BAGS = dict(none=lambda pose, colour: [], backpack=backpack, handbag=handbag, shoulder=shoulder_bag)
 
 def figure(
@@ -266,7 +285,8 @@ def figure(
 @dataclass(frozen=True)
 class Camera:
     "What stays the same in all pictures of one camera."
-    angle: float; tint: tuple; light: float; ramp: float; wall: str; ground: str; horizon: float; noise: float; blur: float; key: tuple
+    angle: float; tint: tuple; light: float; ramp: float
+    wall: str; ground: str; horizon: float; noise: float; blur: float; key: tuple
 
 @dataclass(frozen=True)
 class View:
@@ -274,8 +294,10 @@ class View:
     angle: float; phase: float; stride: float; scale: float; x: float; y: float
     tint: tuple; light: float; ramp: float; blur: float; spot: tuple; occluder: str; side: int; key: tuple
 
-WALLS = dict(brick=((142, 100, 84), .1, .045, box), panels=((150, 152, 150), .19, .4, box), hedge=((76, 96, 62), .09, .06, oval), shop=((124, 128, 134), .3, .55, box))
-GROUNDS = dict(paving=((158, 154, 146), .16, .035, box), grass=((110, 126, 76), .08, .035, oval), asphalt=((108, 108, 112), .12, .07, oval))
+WALLS = dict(brick=((142, 100, 84), .1, .045, box), panels=((150, 152, 150), .19, .4, box),
+    hedge=((76, 96, 62), .09, .06, oval), shop=((124, 128, 134), .3, .55, box))
+GROUNDS = dict(paving=((158, 154, 146), .16, .035, box), grass=((110, 126, 76), .08, .035, oval),
+    asphalt=((108, 108, 112), .12, .07, oval))
 
 # %% ../nbs/11_pedestrians.ipynb #26a3fdd2
 @lru_cache(64)
@@ -288,6 +310,7 @@ def random_camera(
     return Camera(180*(1 - camid%2) + r.uniform(-30, 30), tuple(r.uniform(.9, 1.1, 3)), r.uniform(.9, 1.1), r.uniform(-.2, .2),
         pick(r, list(WALLS)), pick(r, list(GROUNDS)), r.uniform(.55, .75), r.uniform(3, 6), r.uniform(0, .002), (seed, camid))
 
+# %% ../nbs/11_pedestrians.ipynb #5a449232
 def random_view(
     seed:int,  # of the data set
     pid:int,   # identity
@@ -309,12 +332,14 @@ def tiles(r, surface, top, bottom, width):
     parts = [Part(0, "background", pick(r, tones), shape(x, y, .9*w, .86*h)) for x, y in cells]
     return [Part(0, "background", colour, box(-width, top, 2*width, bottom-top))] + [p for p in parts if p.colour != colour]
 
+# %% ../nbs/11_pedestrians.ipynb #c15dd85c
 @lru_cache(8)
 def place(camera, size):
     "What a camera looks at: a canvas larger than a picture, to cut backgrounds from."
     H, W = size
     r, canvas, width = keyed(*camera.key, 4), Canvas((H + H//8, 2*W)), W/H + .1
-    return canvas.paint(tiles(r, WALLS[camera.wall], -.02, camera.horizon, width) + tiles(r, GROUNDS[camera.ground], camera.horizon, 1.02, width))
+    wall = tiles(r, WALLS[camera.wall], -.02, camera.horizon, width)
+    return canvas.paint(wall + tiles(r, GROUNDS[camera.ground], camera.horizon, 1.02, width))
 
 def backdrop(canvas, camera, view):
     "Cut the background of one picture, and put the person's shadow on it."
@@ -323,23 +348,28 @@ def backdrop(canvas, camera, view):
     left, top = int(view.spot[0]*W*SUPER), int(view.spot[1]*(H//8)*SUPER)
     canvas.image.paste(wide.image.crop((left, top, left + W*SUPER, top + H*SUPER)))
     canvas.paints.update(wide.paints)
-    return canvas.paint([Part(0, "background", shade(GROUNDS[camera.ground][0], .62), oval(view.x + .03, view.y + .985*view.scale, .13, .02))])
+    shadow = oval(view.x + .03, view.y + .985*view.scale, .13, .02)
+    return canvas.paint([Part(0, "background", shade(GROUNDS[camera.ground][0], .62), shadow)])
 
 # %% ../nbs/11_pedestrians.ipynb #d834e11c
 def post(view):
-    return [Part(0, "occluder", (92, 96, 100), box(-.022, -.2, .045, 1.4)), Part(0, "occluder", (120, 124, 128), box(-.012, -.2, .012, 1.4))]
+    "A round one: with a lighter stripe."
+    return [Part(0, "occluder", grey, box(x, -.2, w, 1.4)) for grey, x, w in (((92, 96, 100), -.022, .045), ((120, 124, 128), -.012, .012))]
 
 def bicycle(view):
     "Two rings and eight tubes."
-    tubes = ((-.14, .86, -.05, .7), (-.05, .7, .1, .7), (.1, .68, .14, .86), (-.02, .86, .1, .7), (-.05, .66, -.02, .86), (-.14, .86, -.02, .86), (.07, .655, .12, .665), (-.08, .655, -.02, .655))
+    tubes = ((-.14, .86, -.05, .7), (-.05, .7, .1, .7), (.1, .68, .14, .86), (-.02, .86, .1, .7),
+        (-.05, .66, -.02, .86), (-.14, .86, -.02, .86), (.07, .655, .12, .665), (-.08, .655, -.02, .655))
     rings = [oval(x, .86, .105, .105) + [(x + .105, .86)] + oval(x, .86, .091, .091)[::-1] for x in (-.14, .14)]
-    return [Part(0, "occluder", (34, 34, 36), ring) for ring in rings] + [Part(0, "occluder", (140, 44, 44), capsule((a, b), (c, d), .008, .008)) for a, b, c, d in tubes]
+    return [Part(0, "occluder", (34, 34, 36), ring) for ring in rings] + [
+        Part(0, "occluder", (140, 44, 44), capsule((a, b), (c, d), .008, .008)) for a, b, c, d in tubes]
 
 def passer(view):
     "Another person, who belongs to no identity of the data set."
     other = figure(random_person(view.key[0], 10**6 + view.key[1]), Pose(90*view.side, view.phase + 1, view.stride))
     return [part._replace(cue="occluder") for part in other]
 
+# %% ../nbs/11_pedestrians.ipynb #b55c7a75
 def compose(person, camera, view, size=(96, 32), drop=()):
     "The canvas of one picture: backdrop, person, what stands in front."
     canvas = backdrop(Canvas(size, drop), camera, view)
@@ -361,6 +391,7 @@ def light(camera, view, width):
     ramp = 1 + np.linspace(-1, 1, width)[:, None]*(camera.ramp + view.ramp)
     return (ramp*camera.light*view.light*np.array(camera.tint)*np.array(view.tint)).astype(np.float32)
 
+# %% ../nbs/11_pedestrians.ipynb #631d7692
 def draw(
     person:Person,       # who
     camera:Camera,       # seen by which camera
@@ -409,23 +440,28 @@ def listing(train_ids, test_ids, images):
 def draw_share(root, params, share=0, of=1):
     "Draw every `of`-th picture of the data set into its folder."
     files = list(listing(params["train_ids"], params["test_ids"], params["images"]))
-    for file, *key in files[share::of]: draw(*scene(params["seed"], *key), tuple(params["size"])).save(Path(root)/file, compress_level=1)
+    for file, *key in files[share::of]:
+        image = draw(*scene(params["seed"], *key), tuple(params["size"]))
+        image.save(Path(root)/file, compress_level=1)
 
+# %% ../nbs/11_pedestrians.ipynb #5e1563d8
 def draw_parallel(root, params, workers):
     "`draw_share` in fresh Python processes: a fork would copy locked threads, a spawn would run the user's script again."
     code = "import json, sys; from gcutmix.pedestrians import draw_share; draw_share(*json.loads(sys.argv[1]))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    jobs = [subprocess.Popen([sys.executable, "-c", code, json.dumps([str(root), params, i, workers])], env=env) for i in range(workers)]
+    jobs = [subprocess.Popen([sys.executable, "-c", code, json.dumps([str(root), params, i, workers])], env=env, start_new_session=True)
+        for i in range(workers)]  # their own session: Ctrl-C reaches this process alone, which ends them
     try: failed = sum(job.wait() != 0 for job in jobs)
     finally:
         for job in jobs: job.kill(); job.wait()
     if failed: raise RuntimeError(f"{failed} of {workers} drawing processes failed, see above; workers=1 draws without them")
 
+# %% ../nbs/11_pedestrians.ipynb #e547b891
 def holds(root, params):
     "Whether `root` holds the pedestrians of `params`; an error where it holds something else."
     note = root/"pedestrians.json"
     if not root.exists() or not any(root.iterdir()): return False
-    if not note.exists(): raise FileExistsError(f"{root} exists and is no folder of pedestrians (no pedestrians.json): choose another folder")
+    if not note.exists(): raise FileExistsError(f"{root} exists and has no pedestrians.json: choose another folder")
     found = json.loads(note.read_text())
     if found != params: raise ValueError(f"{root} holds pedestrians with {found}, asked for {params}: choose another folder, or remove this one")
     return True
@@ -441,9 +477,10 @@ def write_pedestrians(
     workers:int=None,    # processes; None: one for each processor, fewer where there is little to draw
 ) -> Path:               # root
     "Draw the data set in the layout of CUHK03-NP; the same one that is there already is kept, another one is an error."
-    root, params = Path(root), dict(drawing=DRAWING, train_ids=train_ids, test_ids=test_ids, images=images, size=list(size), seed=seed)
+    root, who = Path(root), dict(train_ids=train_ids, test_ids=test_ids, images=images)
+    params = dict(drawing=DRAWING, **who, size=list(size), seed=seed)
     if holds(root, params): return root
-    if images < 4: raise ValueError(f"images={images}: an identity needs 4 or more, a query and a gallery picture in each of the two cameras")
+    if images < 4: raise ValueError(f"images={images}: an identity needs 4 or more, a query and a gallery picture in each camera")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as part:
         part = Path(part)/root.name

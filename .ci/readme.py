@@ -1,0 +1,44 @@
+"""Write README.md from nbs/index.ipynb: its prose, tables and pictures, without the code that makes them.
+
+usage: readme.py [--check]    (--check writes nothing and fails where README.md or its picture differ)
+"""
+import base64, json, re, sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT/"nbs"/"images"
+
+
+def output_text(output, pictures):
+    "Markdown of one output; pictures are collected under their file names."
+    data = output.get("data", {})
+    if "image/png" in data:
+        name = f"index-{len(pictures) + 1}.png"
+        pictures[name] = base64.b64decode("".join(data["image/png"]))
+        return f"![{name.removesuffix('.png')}](nbs/images/{name})"
+    return "".join(data.get("text/markdown", []))
+
+
+def readme(notebook):
+    "(README text, pictures) of the index notebook."
+    parts, pictures = [], {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown": parts.append("".join(cell["source"]))
+        else: parts += filter(None, (output_text(o, pictures) for o in cell["outputs"]))
+    text = "\n\n".join(parts) + "\n"
+    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text) # links from the top level
+    return text, pictures
+
+
+def main(check):
+    text, pictures = readme(json.loads((ROOT/"nbs"/"index.ipynb").read_text()))
+    files = {ROOT/"README.md": text.encode()} | {PICTURES/name: data for name, data in pictures.items()}
+    for path, content in files.items():
+        if check and (not path.exists() or path.read_bytes() != content):
+            sys.exit(f"{path.relative_to(ROOT)} is not what nbs/index.ipynb gives; run: .venv/bin/python .ci/readme.py")
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+
+
+if __name__ == "__main__": main("--check" in sys.argv)

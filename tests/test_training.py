@@ -1,0 +1,138 @@
+"Runs that are killed, broken, spread over processes, or put on a GPU."
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gcutmix.training import Trainer, command, fit, make_preset, read_run, run_paths
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.fixture
+def config(people, tmp_path):
+    return make_preset("demo", "people", root=people, out=tmp_path/"runs", p=4, epochs=4, warmup=1, decay_at=(3,), dim=32, eval_every=0, device="cpu")
+
+
+def words(config):
+    "The command line of a run."
+    return command(config).split() + ["--root", str(config.root), "--out", str(config.out), "--device", config.device]
+
+
+def same(a, b):
+    "Weights and history of two finished runs, but for the seconds."
+    for key, value in load_file(a.paths.model).items(): assert torch.equal(value, load_file(b.paths.model)[key]), key
+    strip = lambda run: [{k: v for k, v in entry.items() if k != "seconds"} for entry in run.history]
+    assert strip(a) == strip(b) and a.metrics == b.metrics
+
+
+def test_killed_and_started_again_gives_the_same_numbers(config, tmp_path):
+    whole = fit(config, quiet=True)
+    cut = replace(config, out=tmp_path/"cut")
+    fit(cut, max_steps=5, quiet=True) # a checkpoint in the middle of the second epoch
+    process = subprocess.Popen(words(cut), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for line in iter(lambda: process.stderr.read(80), ""):
+        if "it/s" in line or "s/it" in line: break # it is training again
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(words(cut), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    same(whole, read_run(run_paths(cut).result))
+
+
+def test_the_recorded_command_makes_the_same_run(config, tmp_path):
+    first = fit(config, quiet=True)
+    line = json.loads(first.paths.result.read_text())["command"].split()
+    subprocess.run([*line, "--root", str(config.root), "--out", str(tmp_path/"again"), "--device", "cpu"], check=True, capture_output=True)
+    same(first, read_run(tmp_path/"again"/first.paths.result.name))
+
+
+def test_a_finished_run_is_read_and_not_repeated(config):
+    first = fit(config, quiet=True)
+    stamp = first.paths.model.stat().st_mtime_ns
+    assert fit(config, quiet=True).metrics == first.metrics and first.paths.model.stat().st_mtime_ns == stamp
+
+
+def test_a_full_disk_keeps_the_checkpoint(config, monkeypatch):
+    fit(config, max_steps=2, quiet=True)
+    good = run_paths(config).checkpoint.read_bytes()
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="make room"): fit(config, max_steps=2, quiet=True)
+    assert run_paths(config).checkpoint.read_bytes() == good and not list(config.out.glob("*.part"))
+
+
+def test_an_infinite_loss_stops_the_run(config):
+    fit(config, max_steps=2, quiet=True)
+    trainer = Trainer(config, quiet=True)
+    trainer.load()
+    with torch.no_grad(): trainer.model.heads[0].reduce.weight.fill_(torch.inf)
+    trainer.train_epoch(2, lambda *_: None)
+    with pytest.raises(FloatingPointError, match="iteration 3.*keeps the last good state"): trainer.save()
+
+
+@pytest.mark.parametrize("variant", ["G", "BDB", "BDB3", "PC1", "PC2"])
+def test_every_variant_learns(config, variant):
+    run = fit(replace(config, variant=variant, epochs=10, decay_at=()), quiet=True)
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    assert run.metrics.rank1 > 2/8 # 8 people
+
+
+@pytest.mark.parametrize("settings", [dict(cam_grad="batch"), dict(accumulate=True), dict(detach_partner=True), dict(partner="positive"),
+                                      dict(partner="any"), dict(label_smoothing=.1, warmup_shape="staircase"), dict(precision="bf16"), dict(channels_last=False)])
+def test_every_setting_runs(config, settings):
+    run = fit(replace(config, epochs=2, **settings), quiet=True)
+    assert 0 < run.metrics.mAP <= 1
+
+
+def test_two_processes_share_a_run(config):
+    "Half of the identities of each batch to each process; one result, by the first."
+    script = "from gcutmix.training import gcutmix_train; import sys; sys.argv[0] = 'gcutmix_train'"
+    launcher = config.out.parent/"launch.py"
+    launcher.write_text(f"{script}\nif __name__ == '__main__': gcutmix_train()\n")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29577", str(launcher), *words(config)[1:]],
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(run_paths(config).result.read_text())
+    assert result["processes"] == 2 and result["history"][-1]["loss"] < result["history"][0]["loss"]
+
+
+def test_cuda_asked_for_in_vain(config):
+    if torch.cuda.is_available(): pytest.skip("there is a GPU")
+    with pytest.raises(RuntimeError, match="device='auto'"): fit(replace(config, device="cuda"), quiet=True)
+
+
+@cuda
+def test_gpu_resumes_exactly_with_the_images_on_it(config, tmp_path):
+    config = replace(config, device="cuda", precision="fp32")
+    torch.backends.cudnn.deterministic = True
+    whole = fit(config, quiet=True)
+    assert Trainer(replace(config, name="x"), quiet=True).images.device.type == "cuda"
+    cut = replace(config, out=tmp_path/"cut")
+    fit(cut, max_steps=5, quiet=True)
+    same(whole, fit(cut, quiet=True))
+
+
+@cuda
+def test_gpu_trains_in_bfloat16(config):
+    run = fit(replace(config, device="cuda", epochs=10, decay_at=()), quiet=True)
+    assert json.loads(run.paths.result.read_text())["precision"] == "bf16"
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+
+
+@cuda
+def test_gpu_compiled_backbone_gives_the_same_steps(config):
+    trainer = Trainer(replace(config, device="cuda", precision="fp32"), quiet=True)
+    images, labels = torch.randn(16, 3, 96, 32, device="cuda"), torch.arange(4).repeat_interleave(4)
+    model = trainer.model.eval()
+    plain = model(images)
+    model.backbone.compile()
+    torch.testing.assert_close(model(images), plain, rtol=1e-3, atol=1e-3)
