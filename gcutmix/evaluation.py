@@ -86,7 +86,8 @@ def match_places(
     if len(matches) == 0: return matches
     row[junk] = np.inf
     values = row[matches]
-    near = np.sort(row[row <= values.max()])
+    near = row <= values.max()
+    near = np.sort(row[near] if 4*np.count_nonzero(near) < len(row) else row) # picking many costs more than sorting all
     places = near.searchsorted(values)
     for i in np.flatnonzero(near.searchsorted(values, "right") - places > 1):
         places[i] += np.count_nonzero(row[:matches[i]] == values[i])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'TrainConfig', 'make_preset', 'learning_rate', 'forward_loss', 'make_accelerator', 'use_bf16',
-           'seeded_model', 'write_atomically', 'run_paths', 'Run', 'Trainer', 'summary', 'recipe', 'check_recipe',
-           'code_version', 'hardware', 'fingerprint', 'command', 'provenance', 'numbers_of', 'read_run', 'Progress',
-           'fit', 'numbers', 'report', 'gcutmix_train']
+           'seeded_model', 'write_atomically', 'paths_beside', 'run_paths', 'Run', 'Trainer', 'summary', 'recipe',
+           'check_recipe', 'code_version', 'hardware', 'fingerprint', 'command', 'provenance', 'numbers_of', 'read_run',
+           'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
 
 # %% ../nbs/07_training.ipynb #ee67b093
 import hashlib, json, os, platform, subprocess, sys, time
@@ -68,7 +68,7 @@ class TrainConfig:
 
 # %% ../nbs/07_training.ipynb #7f8f0391
 def make_preset(
-    name="paper",              # "paper", "released" or "demo"
+    name="paper", /,           # "paper", "released" or "demo"
     dataset="cuhk03-detected", # decides k of the paper's recipe, as in its 4.3.2
     **changes,                 # any field of `TrainConfig`
 ):                             # `TrainConfig`
@@ -76,7 +76,8 @@ def make_preset(
     recipes = {
         "paper": dict(k=8 if dataset.startswith("cuhk03") else 6),
         "released": dict(k=3, epochs=400, warmup_shape="staircase", label_smoothing=.1, cam_grad="batch"),
-        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, epochs=30, warmup=3, decay_at=(18, 26), eval_every=5)}
+        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128,
+                     epochs=30, warmup=3, decay_at=(18, 26), eval_every=5)}
     if name not in recipes: raise ValueError(f"preset {name!r}: expected one of {', '.join(recipes)}")
     unknown = sorted(set(changes) - {f.name for f in fields(TrainConfig)})
     if unknown: raise ValueError(f"unknown setting {unknown[0]!r}: expected a field of TrainConfig")
@@ -89,7 +90,8 @@ def learning_rate(
 ):
     "The rate of a whole epoch: warm-up, then a tenth after each epoch in `decay_at`."
     if epoch < config.warmup:
-        share = (epoch + 1)/config.warmup if config.warmup_shape == "linear" else (epoch*10//config.warmup + 1)/10
+        share = ((epoch + 1)/config.warmup if config.warmup_shape == "linear"
+                 else (epoch*10//config.warmup + 1)/10)
         return config.lr * share
     return config.lr * .1**sum(epoch >= e for e in config.decay_at)
 
@@ -102,7 +104,8 @@ def forward_loss(
     config,    # a `TrainConfig`
 ):             # loss, and (branches,3): cross entropy, triplet loss, accuracy
     "One batch through augmentation, network and losses."
-    images = augment(images, generator, config.flip, config.cutout_p, round(config.cutout_share*images.shape[3]))
+    images = augment(images, generator, config.flip, config.cutout_p,
+                     round(config.cutout_share*images.shape[3]))
     if config.channels_last: images = images.contiguous(memory_format=torch.channels_last)
     rows = []
     for step in model(images, labels, generator):
@@ -115,21 +118,24 @@ def forward_loss(
 # %% ../nbs/07_training.ipynb #39bbe55a
 def make_accelerator(config):
     "Device and processes of a run, by accelerate. RuntimeError where CUDA was asked for in vain."
-    if config.device == "cuda" and not torch.cuda.is_available(): raise RuntimeError("device='cuda' was asked for and there is none here; use device='auto'")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device='cuda' was asked for and there is none here; use device='auto'")
     # accelerate keeps the first device of a process for good; a second run in a notebook may want another.
     if "WORLD_SIZE" not in os.environ: AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=config.device == "cpu")
 
 def use_bf16(config, device):
     "bfloat16 autocast: as asked for, or by itself on a GPU that has it."
-    return config.precision == "bf16" or config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return (config.precision == "bf16"
+            or config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 # %% ../nbs/07_training.ipynb #2c9bd009
 def seeded_model(
     config,      # a `TrainConfig`
     num_classes, # training identities
 ):
-    "The network as a run starts with it: the same for the same seed, whatever was drawn before, and nothing drawn from outside."
+    """The network as a run starts with it: the same for the same seed,
+    whatever was drawn before, and nothing drawn from outside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         options = {f.name: getattr(config, f.name) for f in fields(Options)}
@@ -150,12 +156,17 @@ def write_atomically(
         os.replace(part, path)
     except (OSError, RuntimeError) as error: # torch.save tells of a full disk by a RuntimeError
         part.unlink(missing_ok=True)
-        raise OSError(f"{path.name} could not be written to {path.parent} ({error}); make room there or choose another `out`. What was there is unchanged") from error
+        raise OSError(f"{path.name} could not be written to {path.parent} ({error}); make room there "
+                      f"or choose another `out`. What was there is unchanged") from error
+
+def paths_beside(stem):
+    "Result, network and checkpoint of a run, all beginning alike."
+    return AttrDict({key: Path(f"{stem}.{ending}") for key, ending in
+                     dict(result="json", model="safetensors", checkpoint="checkpoint.pt").items()})
 
 def run_paths(config):
-    "Result, network and checkpoint of a run."
-    stem = str(Path(config.out)/(config.name or f"{config.variant}-{config.backbone}-s{config.seed}"))
-    return AttrDict(result=Path(stem + ".json"), model=Path(stem + ".safetensors"), checkpoint=Path(stem + ".checkpoint.pt"))
+    "The files of a run."
+    return paths_beside(Path(config.out)/(config.name or f"{config.variant}-{config.backbone}-s{config.seed}"))
 
 # %% ../nbs/07_training.ipynb #44a05fe5
 @dataclass
@@ -164,7 +175,8 @@ class Run:
     config: TrainConfig
     history: list            # a dict an epoch
     paths: AttrDict          # result (.json), model (.safetensors), checkpoint
-    metrics: AttrDict = None # rank1, mAP, mINP, cmc after the last epoch, as fractions; None while the run is not finished
+    # rank1, mAP, mINP, cmc after the last epoch, as fractions; None while the run is not finished
+    metrics: AttrDict = None
 
 # %% ../nbs/07_training.ipynb #8f3f6d17
 class Trainer:
@@ -173,7 +185,8 @@ class Trainer:
         self.config, self.quiet, self.accelerator = config, quiet, make_accelerator(config)
         self.device, self.paths = self.accelerator.device, run_paths(config)
         parts = self.accelerator.num_processes
-        if config.p % parts: raise ValueError(f"p = {config.p} identities a batch do not divide among {parts} processes; change p or the number of processes")
+        if config.p % parts: raise ValueError(f"p = {config.p} identities a batch do not divide among "
+                                              f"{parts} processes; change p or the number of processes")
         self.data = load_dataset(config.dataset, config.root)
         self.images = to_device(load_images(self.data.train, config.size, progress=not quiet), self.device)
         self.labels = torch.as_tensor(self.data.train.labels)
@@ -214,7 +227,8 @@ def train_epoch(self: Trainer, budget, progress):
         since = time.monotonic()
         self.train_step(batch)
         self.seconds += time.monotonic() - since
-        progress(self.done, f"epoch {self.epoch + 1}/{self.config.epochs}" + (f", loss {self.history[-1]['loss']:.2f}" if self.history else ""))
+        progress(self.done, f"epoch {self.epoch + 1}/{self.config.epochs}"
+                 + (f", loss {self.history[-1]['loss']:.2f}" if self.history else ""))
         if time.monotonic() - self.last_saved > 60: self.save()
 
 # %% ../nbs/07_training.ipynb #0407dd34
@@ -224,7 +238,8 @@ def summary(
     "Means over the steps. FloatingPointError where one was not finite."
     rows = torch.stack(rows).float().cpu()
     bad = (~rows.isfinite()).flatten(1).any(1).nonzero()
-    if len(bad): raise FloatingPointError(f"the loss was not finite from iteration {int(bad[0]) + 1} of this epoch on")
+    if len(bad):
+        raise FloatingPointError(f"the loss was not finite from iteration {int(bad[0]) + 1} of this epoch on")
     ce, triplet, accuracy = rows.mean(0).T.tolist()
     return dict(loss=sum(ce) + sum(triplet), ce=ce, triplet=triplet, accuracy=accuracy)
 
@@ -233,14 +248,18 @@ def checked(self: Trainer):
     "`summary` of the steps so far, with advice where it fails."
     try: return summary(self.rows)
     except FloatingPointError as error:
-        kept = f"{self.paths.checkpoint.name} keeps the last good state" if self.paths.checkpoint.exists() else "no checkpoint had been written yet"
-        raise FloatingPointError(f"epoch {self.epoch + 1}: {error}; {kept}. Lower lr ({self.config.lr}), lengthen warmup, or use precision='fp32'") from None
+        kept = (f"{self.paths.checkpoint.name} keeps the last good state" if self.paths.checkpoint.exists()
+                else "no checkpoint had been written yet")
+        raise FloatingPointError(f"epoch {self.epoch + 1}: {error}; {kept}. Lower lr ({self.config.lr}), "
+                                 f"lengthen warmup, or use precision='fp32'") from None
 
 # %% ../nbs/07_training.ipynb #957d4238
 @patch
 def end_epoch(self: Trainer):
-    "Turn the epoch's steps into one entry of the history; test where the configuration asks for it, and after the last."
-    entry = dict(epoch=self.epoch + 1, lr=learning_rate(self.config, self.epoch), **self.checked(), seconds=round(self.seconds, 1))
+    """Turn the epoch's steps into one entry of the history;
+    test where the configuration asks for it, and after the last."""
+    entry = dict(epoch=self.epoch + 1, lr=learning_rate(self.config, self.epoch), **self.checked(),
+                 seconds=round(self.seconds, 1))
     self.epoch, self.rows = self.epoch + 1, []
     every = self.config.eval_every
     if self.epoch == self.config.epochs or every and self.epoch % every == 0:
@@ -267,7 +286,8 @@ def recipe(config):
 
 def check_recipe(found, config, file, advice):
     "ValueError where `file` was made with other settings."
-    changed = [f"{key} {found.get(key)!r}, now {value!r}" for key, value in recipe(config).items() if found.get(key) != value]
+    changed = [f"{key} {found.get(key)!r}, now {value!r}"
+               for key, value in recipe(config).items() if found.get(key) != value]
     if changed: raise ValueError(f"{file} was made with other settings: {'; '.join(changed)}. {advice}")
 
 @patch
@@ -276,8 +296,9 @@ def save(self: Trainer):
     if self.rows: self.checked()
     self.last_saved = time.monotonic()
     if not self.accelerator.is_main_process: return
-    state = dict(format=FORMAT, recipe=recipe(self.config), epoch=self.epoch, rows=self.rows, history=self.history, seconds=self.seconds,
-                 model=self.accelerator.unwrap_model(self.model).state_dict(), optimizer=self.optimizer.state_dict())
+    state = dict(format=FORMAT, recipe=recipe(self.config), epoch=self.epoch, rows=self.rows,
+                 history=self.history, seconds=self.seconds, optimizer=self.optimizer.state_dict(),
+                 model=self.accelerator.unwrap_model(self.model).state_dict())
     write_atomically(self.paths.checkpoint, lambda part: torch.save(state, part))
 
 # %% ../nbs/07_training.ipynb #267b9855
@@ -287,38 +308,48 @@ def load(self: Trainer):
     file = self.paths.checkpoint
     advice = f"Choose another `name` or `out`, or delete {file.name} to start anew"
     try: state = torch.load(file, map_location=self.device, weights_only=True)
-    except Exception as error: raise ValueError(f"{file.name} cannot be read ({type(error).__name__}). {advice}") from error
-    if state.get("format") != FORMAT: raise ValueError(f"{file.name} has checkpoint format {state.get('format')}, this version reads {FORMAT}. {advice}")
+    except Exception as error:
+        raise ValueError(f"{file.name} cannot be read ({type(error).__name__}). {advice}") from error
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{file.name} has checkpoint format {state.get('format')}, "
+                         f"this version reads {FORMAT}. {advice}")
     check_recipe(state["recipe"], self.config, file.name, advice)
     self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
     self.optimizer.load_state_dict(state["optimizer"])
-    self.epoch, self.rows, self.history, self.seconds = (state[key] for key in ("epoch", "rows", "history", "seconds"))
+    self.epoch, self.rows, self.history, self.seconds = (
+        state[key] for key in ("epoch", "rows", "history", "seconds"))
 
 # %% ../nbs/07_training.ipynb #de93d425
 def code_version():
     "The package's version, and the commit where it runs from a checkout."
-    git = lambda *args: subprocess.run(["git", "-C", Path(gcutmix.__file__).parent, *args], capture_output=True, text=True)
+    git = lambda *args: subprocess.run(["git", "-C", Path(gcutmix.__file__).parent, *args],
+                                       capture_output=True, text=True)
     try: commit, changes = git("log", "-1", "--format=%h", "--", "."), git("status", "--porcelain", "--", ".")
     except FileNotFoundError: return gcutmix.__version__ # no git
-    return gcutmix.__version__ + (f"+{commit.stdout.strip()}{'-changed' if changes.stdout else ''}" if commit.stdout else "")
+    return (gcutmix.__version__
+            + (f"+{commit.stdout.strip()}{'-changed' if changes.stdout else ''}" if commit.stdout else ""))
 
 def hardware(device):
     "Processor, cores, threads and accelerator of this machine."
     info = Path("/proc/cpuinfo")
-    names = [l.split(":")[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")] if info.exists() else []
-    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+    names = ([l.split(":")[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")]
+             if info.exists() else [])
+    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(),
+                threads=torch.get_num_threads(),
                 device=torch.cuda.get_device_name() if device.type == "cuda" else device.type)
 
 def fingerprint(split):
     "Counts of a split, and a hash of its file names and sizes."
     text = "\n".join(f"{p.name} {p.stat().st_size}" for p in split.paths)
-    return dict(images=len(split), identities=split.num_pids, sha256=hashlib.sha256(text.encode()).hexdigest()[:16])
+    return dict(images=len(split), identities=split.num_pids,
+                sha256=hashlib.sha256(text.encode()).hexdigest()[:16])
 
 def command(config):
     "The command line that makes this run, without the places of one machine."
     default, words = recipe(TrainConfig()), ["gcutmix_train"]
     for key, value in recipe(config).items():
-        text = ("x" if key in ("size", "block") else ",").join(map(str, value)) if isinstance(value, list) else str(value).lower() if value is None else str(value)
+        text = (("x" if key in ("size", "block") else ",").join(map(str, value)) if isinstance(value, list)
+                else str(value).lower() if value is None else str(value))
         if value != default[key]: words += [f"--{key}", text]
     return " ".join(words)
 
@@ -336,18 +367,22 @@ def provenance(
 
 def numbers_of(metrics):
     "The numbers of a `Metrics` that go into a result, as fractions."
-    return dict(rank1=metrics.rank1, mAP=metrics.mAP, mINP=metrics.mINP, cmc=[round(float(c), 6) for c in metrics.cmc])
+    return dict(rank1=metrics.rank1, mAP=metrics.mAP, mINP=metrics.mINP,
+                cmc=[round(float(c), 6) for c in metrics.cmc])
 
 # %% ../nbs/07_training.ipynb #348e430d
 @patch
 def finish(self: Trainer):
     "Write network and result; the checkpoint has done its work."
     if not self.accelerator.is_main_process: return
-    how = dict(processes=self.accelerator.num_processes, precision="bf16" if use_bf16(self.config, self.device) else "fp32")
-    result = dict(command=command(self.config), code=self.code, iterations=self.total, seconds=round(self.seconds, 1), **how,
-                  **provenance(self.config, self.data, self.device), metrics=numbers_of(self.metrics), history=self.history)
+    how = dict(processes=self.accelerator.num_processes,
+               precision="bf16" if use_bf16(self.config, self.device) else "fp32")
+    result = dict(command=command(self.config), code=self.code, iterations=self.total,
+                  seconds=round(self.seconds, 1), **how, **provenance(self.config, self.data, self.device),
+                  metrics=numbers_of(self.metrics), history=self.history)
     meta = dict(dataset=self.config.dataset, size=self.config.size)
-    write_atomically(self.paths.model, lambda part: save_model(self.accelerator.unwrap_model(self.model), part, **meta))
+    write_atomically(self.paths.model,
+                     lambda part: save_model(self.accelerator.unwrap_model(self.model), part, **meta))
     write_atomically(self.paths.result, lambda part: part.write_text(json.dumps(result, indent=1)))
     self.paths.checkpoint.unlink(missing_ok=True)
 
@@ -358,8 +393,11 @@ def read_run(
     "A finished run, from its result file. ValueError where it was made with other settings."
     path = Path(path)
     result = json.loads(path.read_text())
-    if config is not None: check_recipe(result["recipe"], config, path.name, "Choose another `name` or `out`, or delete it to run again")
-    return Run(config or TrainConfig(**result["recipe"]), result["history"], AttrDict(result=path, model=path.with_suffix(".safetensors")), AttrDict(result["metrics"]))
+    if config is not None:
+        check_recipe(result["recipe"], config, path.name,
+                     "Choose another `name` or `out`, or delete it to run again")
+    return Run(config or TrainConfig(**result["recipe"]), result["history"],
+               paths_beside(path.with_suffix("")), AttrDict(result["metrics"]))
 
 # %% ../nbs/07_training.ipynb #458923f5
 class Progress:
@@ -374,7 +412,8 @@ class Progress:
 
     def __call__(self, done, text):
         "Say that `done` iterations are over."
-        if self.handle: self.handle.update({"text/plain": f"{self.title}: {done:,} of {self.total:,} iterations, {text}"}, raw=True)
+        if self.handle: self.handle.update({"text/plain": f"{self.title}: {done:,} of {self.total:,} "
+                                                          f"iterations, {text}"}, raw=True)
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(done - self.bar.n)
@@ -389,13 +428,15 @@ def fit(
     max_steps=None, # stop after so many iterations, with a checkpoint to go on from
     quiet=False,    # no progress
 ):                  # `Run`
-    "Train, test after the last epoch, write the result. The same call goes on with a stopped run and reads a finished one."
+    """Train, test after the last epoch, write the result.
+    The same call goes on with a stopped run and reads a finished one."""
     paths = run_paths(config)
     if paths.result.exists(): return read_run(paths.result, config)
     trainer = Trainer(config, quiet)
     if paths.checkpoint.exists(): trainer.load()
     stop = min(trainer.total, trainer.done + max_steps) if max_steps else trainer.total
-    progress = Progress(trainer.total, f"{config.variant} on {config.dataset}", trainer.done, quiet or not trainer.accelerator.is_main_process)
+    progress = Progress(trainer.total, f"{config.variant} on {config.dataset}", trainer.done,
+                        quiet or not trainer.accelerator.is_main_process)
     while trainer.epoch < config.epochs:
         trainer.train_epoch(stop - trainer.done, progress)
         if len(trainer.rows) < len(trainer.sampler): break # `max_steps` are spent
@@ -415,13 +456,15 @@ def numbers(text):
 
 def report(run):
     "One line on a run."
-    if run.metrics is None: return f"stopped after epoch {len(run.history)} of {run.config.epochs}; the same command goes on from {run.paths.checkpoint}"
-    return f"rank-1 {run.metrics.rank1:.1%}, mAP {run.metrics.mAP:.1%} after epoch {len(run.history)}; see {run.paths.result}"
+    if run.metrics is None: return (f"stopped after epoch {len(run.history)} of {run.config.epochs}; "
+                                    f"the same command goes on from {run.paths.checkpoint}")
+    return (f"rank-1 {run.metrics.rank1:.1%}, mAP {run.metrics.mAP:.1%} after epoch {len(run.history)}; "
+            f"see {run.paths.result}")
 
 @call_parse
 def gcutmix_train(
     preset:str="paper",       # recipe that the other options change: paper, released, demo
-    dataset:str="cuhk03-detected", # cuhk03-detected, cuhk03-labeled, market1501, dukemtmc-reid, cuhk03-p1-detected, pedestrians, or any name for a folder in Market layout
+    dataset:str="cuhk03-detected", # or cuhk03-labeled, market1501, dukemtmc-reid, pedestrians, any Market-layout name
     root:str=None,            # folder of the data set (default: $GCUTMIX_DATA, else data)
     variant:str=None,         # G, BDB, BDB3, PC1, PC2
     backbone:str=None,        # resnet18, resnet34, resnet50, resnet101, mobilenet_v2, tiny
@@ -456,6 +499,7 @@ def gcutmix_train(
     max_steps:int=None,       # stop after so many iterations; the same command goes on
 ):
     "Train one network and write its result. The same command goes on with a stopped run."
-    given = {key: value for key, value in locals().items() if value is not None and key not in ("preset", "dataset", "max_steps")}
+    given = {key: value for key, value in locals().items()
+             if value is not None and key not in ("preset", "dataset", "max_steps")}
     if given.get("weights") == "none": given["weights"] = None
     print(report(fit(make_preset(preset, dataset, **given), max_steps)))
