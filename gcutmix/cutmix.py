@@ -20,7 +20,8 @@ def feature_cutmix(
 # %% ../nbs/03_feature_cutmix.ipynb #5c23a030
 def partner_matrix(
     pids,            # (N,) identities
-    mode="negative", # "negative": another identity; "positive": another image of the same one; "any": any other image
+    # "negative": another identity; "positive": another image of the same one; "any": any other image
+    mode="negative",
 ):                   # (N,N) bool: may image j fill the holes of image i?
     "The partners that Table 4 compares (N, P, P+N). Never the image itself. ValueError for another mode."
     other = ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
@@ -40,8 +41,10 @@ def sample_partners(
     allowed = partner_matrix(pids, mode)
     lonely = (~allowed.any(1)).nonzero().flatten()
     if len(lonely):
-        raise ValueError(f"image {int(lonely[0])} (identity {int(pids[lonely[0]])}) of this batch of {len(pids)} has no {mode} partner: a batch needs "
-                         f"two identities for 'negative', two images of each for 'positive', two images for 'any'; PKSampler makes such batches")
+        raise ValueError(f"image {int(lonely[0])} (identity {int(pids[lonely[0]])}) of this batch of "
+                         f"{len(pids)} has no {mode} partner: a batch needs two identities for 'negative', "
+                         f"two images of each for 'positive', two images for 'any'; "
+                         f"PKSampler makes such batches")
     chance = torch.rand(allowed.shape, generator=generator, device=pids.device)
     return chance.masked_fill(~allowed, -1).argmax(1)
 
@@ -52,7 +55,8 @@ def batch_dropblock(
     width=1.,       # share of the columns
     generator=None, # torch.Generator on the CPU
 ):                  # (N,C,H,W)
-    "Batch DropBlock (Dai et al., 2019): one random rectangle, the same for all images and channels, is set to 0."
+    """Batch DropBlock (Dai et al., 2019): one random rectangle,
+    the same for all images and channels, is set to 0."""
     h, w = features.shape[2:]
     bh, bw = round(h*height), round(w*width)
     top = int(torch.randint(h - bh + 1, (), generator=generator))

@@ -74,20 +74,20 @@ def images_of(
     "For each of `pids` the gallery images that show it, as ascending indices."
     order = np.argsort(gallery_pids, kind="stable")
     in_order = gallery_pids[order]
-    return [order[a:b] for a, b in zip(in_order.searchsorted(pids), in_order.searchsorted(pids, "right"))]
+    start, stop = in_order.searchsorted(pids), in_order.searchsorted(pids, "right")
+    return [order[a:b] for a, b in zip(start, stop)]
 
 # %% ../nbs/08_evaluation.ipynb #5b4243b7
 def match_places(
-    row,     # (G,) distances of one query; the junk is overwritten
+    row,     # (G,) distances of one query; that of the junk is overwritten
     matches, # gallery indices of the same person under other cameras
     junk,    # gallery indices of the same person under the query's camera
 ):
-    "Ascending places of the matches, the first place is 1. Equal distances: the lower gallery index comes first."
+    "Ascending places of the matches, from 1 on. Equal distances: the lower gallery index comes first."
     if len(matches) == 0: return matches
     row[junk] = np.inf
     values = row[matches]
-    near = row <= values.max()
-    near = np.sort(row[near] if 4*np.count_nonzero(near) < len(row) else row) # picking many costs more than sorting all
+    near = np.sort(row[row <= values.max()])
     places = near.searchsorted(values)
     for i in np.flatnonzero(near.searchsorted(values, "right") - places > 1):
         places[i] += np.count_nonzero(row[:matches[i]] == values[i])
@@ -113,11 +113,13 @@ class Metrics:
 
     def as_dict(self):
         "Plain numbers for a JSON file, fractions."
-        return dict(rank1=self.rank1, mAP=self.mAP, mINP=self.mINP, num_queries=self.num_queries, num_ignored=self.num_ignored, cmc=self.cmc.tolist())
+        return dict(rank1=self.rank1, mAP=self.mAP, mINP=self.mINP, cmc=self.cmc.tolist(),
+                    num_queries=self.num_queries, num_ignored=self.num_ignored)
 
     def __repr__(self):
         cmc = "".join(f"rank-{k} {self.cmc[k-1]:.1%}, " for k in (1, 5, 10) if k <= len(self.cmc))
-        return f"{cmc}mAP {self.mAP:.1%}, mINP {self.mINP:.1%} ({self.num_queries:,} queries, {self.num_ignored:,} ignored)"
+        counts = f"({self.num_queries:,} queries, {self.num_ignored:,} ignored)"
+        return f"{cmc}mAP {self.mAP:.1%}, mINP {self.mINP:.1%} {counts}"
 
 # %% ../nbs/08_evaluation.ipynb #a5559a2f
 def summarize(
@@ -127,7 +129,8 @@ def summarize(
 ):
     "`Metrics` of all queries; ValueError where none has a match."
     found = [p for p in places if len(p)]
-    if not found: raise ValueError(f"none of {len(places):,} queries has a match: a gallery image with its pid and another camid; look at the pids and camids")
+    if not found: raise ValueError(f"none of {len(places):,} queries has a match, that is a gallery image with "
+                                   "its pid and another camid; look at the pids and camids")
     ap = np.array([average_precision(p, ap_max_rank) for p in places])
     cmc = (np.array([p[0] for p in found])[:, None] <= np.arange(1, topk + 1)).mean(0)
     return Metrics(float(np.nanmean(ap)), cmc, float(np.mean([len(p)/p[-1] for p in found])), ap)
@@ -137,10 +140,12 @@ def _features(x, name, device=None):
     if isinstance(x, np.ndarray) and not x.flags.writeable: x = x.copy() # torch warns of read-only memory
     x = torch.as_tensor(x, device=device).detach()
     if x.ndim != 2 or not len(x) or not x.is_floating_point():
-        raise ValueError(f"{name} features: found {x.dtype} of shape {tuple(x.shape)}, expected floating point of shape (N,D) with N > 0")
+        raise ValueError(f"{name} features: found {x.dtype} of shape {tuple(x.shape)}, "
+                         "expected floating point of shape (N,D) with N > 0")
     x = x if x.dtype == torch.float64 else x.float()
     bad = (~(4*_squares(x)).isfinite()).nonzero() # 4: the largest squared distance must be finite too
-    if len(bad): raise ValueError(f"{name} features: {len(bad):,} of {len(x):,} rows hold NaN, infinity or numbers too large to square, the first is row {int(bad[0])}; look at the model and at that image")
+    if len(bad): raise ValueError(f"{name} features: {len(bad):,} of {len(x):,} rows hold NaN, infinity or numbers too large "
+                                  f"to square, the first is row {int(bad[0])}; look at the model and at that image")
     return x
 
 def _ids(x, n, name):
@@ -150,18 +155,21 @@ def _ids(x, n, name):
     return x.astype(np.int64)
 
 # %% ../nbs/08_evaluation.ipynb #d85b7a1b
-def _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device, rows=1):
+def _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids,
+             metric, l2, rerank, device, rows):
     "Check everything; a function from at most `rows` query indices to distances, and the identities and cameras."
     q = _features(query_features, "query", device)
     g = _features(gallery_features, "gallery", q.device)
-    if q.shape[1] != g.shape[1]: raise ValueError(f"query features have {q.shape[1]} dimensions, gallery features {g.shape[1]}; take both from the same model")
+    if q.shape[1] != g.shape[1]:
+        raise ValueError(f"query features have {q.shape[1]} dimensions, gallery features {g.shape[1]}; take both from one model")
     if metric not in ("euclidean", "cosine"): raise ValueError(f'metric: found {metric!r}, expected "euclidean" or "cosine"')
     if q.dtype != g.dtype: q, g = q.double(), g.double()
     if l2 or metric == "cosine": q, g = F.normalize(q), F.normalize(g)
     ids = (_ids(query_pids, len(q), "query_pids"), _ids(query_camids, len(q), "query_camids"),
            _ids(gallery_pids, len(g), "gallery_pids"), _ids(gallery_camids, len(g), "gallery_camids"))
     if rerank: return (lambda i, to=reranked(q, g): to(i).numpy(force=True)), ids
-    to, buffer = distance_to(g, metric), q.new_empty(min(rows, len(q)), len(g)) # one buffer: fresh chunks would scatter over the heap
+    # One buffer for all chunks: fresh ones would scatter over the heap.
+    to, buffer = distance_to(g, metric), q.new_empty(min(rows, len(q)), len(g))
     return lambda i: to(q[i], buffer[:len(i)]).numpy(force=True), ids
 
 # %% ../nbs/08_evaluation.ipynb #f7d2f080
@@ -181,10 +189,11 @@ def evaluate(
     device=None,        # where distances are computed; None: where the query features are
 ):
     """`Metrics` of ranking the gallery for each query. A gallery image with the query's pid and camid is left out;
-    a query without a match is ignored and counted. Equal distances: the lower gallery index first.
-    `l2` and "cosine" copy the features. ValueError for input that cannot be ranked."""
+    a query without a match is ignored and counted. Equal distances: the lower gallery index first. `l2` and
+    "cosine" copy the features. ValueError for input that cannot be ranked."""
     n = max(1, int(chunk_mb*2**17/max(1, len(gallery_features)))) # 8 bytes a distance
-    dist, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device, n)
+    dist, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids,
+                                      metric, l2, rerank, device, n)
     same, places = images_of(qp, gp), []
     for chunk in torch.arange(len(qp)).split(n):
         for i, row in zip(chunk.tolist(), dist(chunk)):
@@ -194,14 +203,16 @@ def evaluate(
 
 # %% ../nbs/08_evaluation.ipynb #c7a4e827
 def ranked_list(
-    query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, # as in `evaluate`
-    queries,            # (n,) which queries
-    k=10,               # how many places
+    query_features, query_pids, query_camids, # as in `evaluate`
+    gallery_features, gallery_pids, gallery_camids,
+    queries, # (n,) which queries
+    k=10,    # how many places
     metric="euclidean", l2=False, rerank=False, device=None, # as in `evaluate`
 ):
-    "Gallery indices (n,k) of the first places without junk, -1 behind the end of a short list, and (n,k) whether they are right."
+    "Gallery indices (n,k) of the first places without junk, -1 behind the end of a list, and (n,k) whether they are right."
     queries = np.asarray(queries)
-    rows, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids, metric, l2, rerank, device, len(queries))
+    rows, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids,
+                                      metric, l2, rerank, device, len(queries))
     dist, person, camera = rows(torch.from_numpy(queries)), qp[queries, None], qc[queries, None]
     dist[(person == gp) & (camera == gc)] = np.inf
     order = np.argsort(dist, axis=1, kind="stable")[:, :k]
@@ -216,19 +227,19 @@ def show_ranked_lists(
     index, right,   # (n,k) as `ranked_list` returns them
     notes=None,     # (n,) a short text for each row
 ):
-    "Draw each query and its list: right in a solid blue-green frame, wrong in a dashed orange one. Returns the figure."
+    "Each query and its list: right in a solid blue-green frame, wrong in a dashed orange one. Returns the figure."
     n, k = index.shape
     H, W = query_images.shape[-2:]
-    fig, axes = plt.subplots(n, k + 1, figsize=(.5*(k + 1), .5*n*H/W + .3), dpi=80, squeeze=False)
+    fig, axes = plt.subplots(n, k + 1, figsize=(.45*(k + 1), .42*n*H/W + .25), dpi=80, squeeze=False)
     for row, q, places, ok, note in zip(axes, queries, index, right, notes or [""]*n):
         row[0].imshow(query_images[q].permute(1, 2, 0).numpy())
         row[0].set_ylabel(note, fontsize=8)
         for place, (ax, i, good) in enumerate(zip(row[1:], places, ok), 1):
             if i >= 0: ax.imshow(gallery_images[i].permute(1, 2, 0).numpy())
-            ax.spines[:].set(visible=i >= 0, color="#009e73" if good else "#e69f00", ls="-" if good else (0, (2, 1)), lw=2.5)
+            ax.spines[:].set(visible=i >= 0, color="#009e73" if good else "#e69f00", ls="-" if good else (0, (1.5, 1)), lw=2.5, capstyle="butt")
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     for place, ax in enumerate(axes[0]): ax.set_title(place or "query", fontsize=8)
-    fig.subplots_adjust(wspace=.12, hspace=.06)
+    fig.subplots_adjust(left=.06, right=.99, top=1 - .25/fig.get_figheight(), bottom=.01, wspace=.12, hspace=.06)
     return fig
 
 # %% ../nbs/08_evaluation.ipynb #13f97b2b
@@ -287,8 +298,8 @@ def reranked(
     k2=6,    # images to average over
     lam=.3,  # share of the old distance
 ):
-    """A function from query indices to re-ranked distances (n,G), after Zhong et al., CVPR 2017, on squared Euclidean distances.
-    It compares all (Q+G)^2 pairs once, a chunk at a time; only sparse vectors are kept."""
+    """A function from query indices to re-ranked distances (n,G), after Zhong et al., CVPR 2017, on squared Euclidean
+    distances. It compares all (Q+G)^2 pairs once, a chunk at a time; only sparse vectors are kept."""
     x, Q = torch.cat([query, gallery]), len(query)
     nearest, farthest = _nearest(x, max(k1 + 1, k2))
     full, half = (mutual_neighbours(nearest, k) for k in (k1, round(k1/2)))
@@ -297,7 +308,8 @@ def reranked(
     overlap, to = _overlap_with(vectors[Q:], len(x)), distance_to(gallery)
     def rows(i):
         shared = torch.from_numpy(np.stack([overlap(vectors[q]) for q in i.tolist()]))
-        return (1 - lam)*(1 - shared/(2 - shared)) + lam*(to(query[i]).cpu()/torch.from_numpy(farthest)[i, None])
+        old = to(query[i]).cpu()/torch.from_numpy(farthest)[i, None]
+        return (1 - lam)*(1 - shared/(2 - shared)) + lam*old
     return rows
 
 # %% ../nbs/08_evaluation.ipynb #523da26b
@@ -318,15 +330,16 @@ def gcutmix_evaluate(
     "Rank query and gallery with a trained network; print the metrics and write them with their provenance."
     from gcutmix.model import load_model # here, because training imports this module
     from gcutmix.training import code_version, fingerprint, hardware, write_atomically
-    options, path = dict(flip=flip, l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank), Path(model)
-    net, recipe = load_model(path)
-    if "size" not in recipe: raise ValueError(f"{path.name} does not say its image size; expected a file that gcutmix_train wrote")
+    net, recipe = load_model(path := Path(model))
+    if "size" not in recipe: raise ValueError(f"{path.name} does not say its image size; use a file that gcutmix_train wrote")
     device = torch.device(device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"))
     data = load_dataset(dataset or recipe["dataset"], root)
-    six = [x for s in (data.query, data.gallery) for x in (extract_features(net, load_images(s, recipe["size"]), batch_size, flip, device), s.pids, s.camids)]
-    metrics = evaluate(*six, l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank)
-    result = dict(model=path.name, model_sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16], recipe=recipe, dataset=data.name, options=options,
-                  metrics=metrics.as_dict(), data={k: fingerprint(getattr(data, k)) for k in ("query", "gallery")}, code=code_version(),
-                  hardware=hardware(device), packages=dict(torch=torch.__version__, numpy=np.__version__, python=platform.python_version()))
+    embed = lambda split: extract_features(net, load_images(split, recipe["size"]), batch_size, flip, device)
+    six = [x for split in (data.query, data.gallery) for x in (embed(split), split.pids, split.camids)]
+    metrics = evaluate(*six, **(options := dict(l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank)))
+    result = dict(model=path.name, model_sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16], recipe=recipe,
+                  dataset=data.name, data={k: fingerprint(getattr(data, k)) for k in ("query", "gallery")},
+                  options=dict(options, flip=flip), metrics=metrics.as_dict(), code=code_version(), hardware=hardware(device),
+                  packages=dict(torch=torch.__version__, numpy=np.__version__, python=platform.python_version()))
     write_atomically(out or path.with_suffix(".eval.json"), lambda part: part.write_text(json.dumps(result, indent=1)))
     print(metrics)

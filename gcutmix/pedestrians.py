@@ -305,10 +305,10 @@ def random_camera(
     seed:int,  # of the data set
     camid:int, # camera, from 1
 ) -> Camera:
-    "The camera with number `camid`: odd ones see people come, even ones see them go."
+    "The camera with number `camid`: odd ones see people come, even ones see them go by."
     r = keyed(seed, 2, camid)
-    return Camera(180*(1 - camid%2) + r.uniform(-30, 30), tuple(r.uniform(.9, 1.1, 3)), r.uniform(.9, 1.1), r.uniform(-.2, .2),
-        pick(r, list(WALLS)), pick(r, list(GROUNDS)), r.uniform(.55, .75), r.uniform(3, 6), r.uniform(0, .002), (seed, camid))
+    return Camera(130*(1 - camid%2) + r.uniform(-20, 20), tuple(r.uniform(.92, 1.08, 3)), r.uniform(.9, 1.1), r.uniform(-.2, .2),
+        pick(r, list(WALLS)), pick(r, list(GROUNDS)), r.uniform(.55, .75), r.uniform(2.5, 5), r.uniform(0, .002), (seed, camid))
 
 # %% ../nbs/11_pedestrians.ipynb #5a449232
 def random_view(
@@ -319,9 +319,9 @@ def random_view(
 ) -> View:
     "Picture number `index` that camera `camid` takes of person `pid`."
     r = keyed(seed, 3, pid, camid, index)
-    return View(r.normal(0, 35), r.uniform(0, 2*math.pi), r.uniform(.3, 1.), r.uniform(.88, .97), r.normal(0, .01), r.uniform(0, .03),
+    return View(r.normal(0, 30), r.uniform(0, 2*math.pi), r.uniform(.3, 1.), r.uniform(.9, .97), r.normal(0, .01), r.uniform(0, .03),
         tuple(r.normal(1, .03, 3)), r.uniform(.8, 1.15), r.normal(0, .1), abs(r.normal(0, .002)), tuple(r.uniform(0, 1, 2)),
-        pick(r, ("none",)*12 + ("post", "bicycle", "passer")), pick(r, (-1, 1)), (seed, pid, camid, index))
+        pick(r, ("none",)*17 + ("post", "bicycle", "passer")), pick(r, (-1, 1)), (seed, pid, camid, index))
 
 # %% ../nbs/11_pedestrians.ipynb #0d8c3884
 def tiles(r, surface, top, bottom, width):

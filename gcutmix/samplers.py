@@ -10,7 +10,8 @@ import numpy as np
 
 # %% ../nbs/05_samplers.ipynb #753de42e
 class PKSampler:
-    "Lists of `p*k` indices: `p` identities with `k` images each, every identity at most once an epoch. A pure function of (seed, epoch)."
+    """Lists of `p*k` indices: `p` identities with `k` images each, every identity at most once an epoch.
+    A pure function of (seed, epoch)."""
     def __init__(self,
         pids,   # (N,) identity of each image
         p=16,   # identities in a batch
@@ -20,7 +21,9 @@ class PKSampler:
         pids = np.asarray(pids)
         order = np.argsort(pids, kind="stable")
         self.groups = np.split(order, np.flatnonzero(np.diff(pids[order])) + 1)
-        if not 2 <= p <= len(self.groups): raise ValueError(f"p = {p} identities a batch, and the data have {len(self.groups)}: choose p from 2 to the number of identities")
+        if not 2 <= p <= len(self.groups):
+            raise ValueError(f"p = {p} identities a batch, and the data have {len(self.groups)}: "
+                             f"choose p from 2 to the number of identities")
         if k < 2: raise ValueError(f"k = {k} images of an identity: a positive pair takes at least 2")
         self.p, self.k, self.seed, self.epoch = p, k, seed, 0
 

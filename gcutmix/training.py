@@ -346,7 +346,7 @@ def fingerprint(split):
 
 def command(config):
     "The command line that makes this run, without the places of one machine."
-    default, words = recipe(TrainConfig()), ["gcutmix_train"]
+    default, words = recipe(make_preset("paper", config.dataset)), ["gcutmix_train"]
     for key, value in recipe(config).items():
         text = (("x" if key in ("size", "block") else ",").join(map(str, value)) if isinstance(value, list)
                 else str(value).lower() if value is None else str(value))

@@ -42,14 +42,15 @@ def test_killed_and_started_again_gives_the_same_numbers(config, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = subprocess.run(words(cut), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
     same(whole, read_run(run_paths(cut).result))
 
 
 def test_the_recorded_command_makes_the_same_run(config, tmp_path):
     first = fit(config, quiet=True)
     line = json.loads(first.paths.result.read_text())["command"].split()
-    subprocess.run([*line, "--root", str(config.root), "--out", str(tmp_path/"again"), "--device", "cpu"], check=True, capture_output=True)
+    done = subprocess.run([*line, "--root", str(config.root), "--out", str(tmp_path/"again"), "--device", "cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     same(first, read_run(tmp_path/"again"/first.paths.result.name))
 
 
@@ -83,7 +84,7 @@ def test_an_infinite_loss_stops_the_run(config):
 def test_every_variant_learns(config, variant):
     run = fit(replace(config, variant=variant, epochs=10, decay_at=()), quiet=True)
     assert run.history[-1]["loss"] < run.history[0]["loss"]
-    assert run.metrics.rank1 > 2/8 # 8 people
+    assert run.history[-1]["accuracy"][0] > 3/16 # three times as good as a guess among 16 people
 
 
 @pytest.mark.parametrize("settings", [dict(cam_grad="batch"), dict(accumulate=True), dict(detach_partner=True), dict(partner="positive"),
