@@ -76,7 +76,7 @@ def make_preset(
     recipes = {
         "paper": dict(k=8 if dataset.startswith("cuhk03") else 6),
         "released": dict(k=3, epochs=400, warmup_shape="staircase", label_smoothing=.1, cam_grad="batch"),
-        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128,
+        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, lr=3e-3,
                      epochs=30, warmup=3, decay_at=(18, 26), eval_every=5)}
     if name not in recipes: raise ValueError(f"preset {name!r}: expected one of {', '.join(recipes)}")
     unknown = sorted(set(changes) - {f.name for f in fields(TrainConfig)})

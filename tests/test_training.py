@@ -96,10 +96,10 @@ def test_every_setting_runs(config, settings):
 
 def test_two_processes_share_a_run(config):
     "Half of the identities of each batch to each process; one result, by the first."
-    script = "from gcutmix.training import gcutmix_train; import sys; sys.argv[0] = 'gcutmix_train'"
-    launcher = config.out.parent/"launch.py"
-    launcher.write_text(f"{script}\nif __name__ == '__main__': gcutmix_train()\n")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29577", str(launcher), *words(config)[1:]],
+    launcher = config.out.parent/"launch.py" # holds the options: torchrun would take --p for one of its own
+    launcher.write_text(f"import sys\nfrom gcutmix.training import gcutmix_train\n"
+                        f"if __name__ == '__main__': sys.argv = {words(config)!r}; gcutmix_train()\n")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(launcher)],
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(run_paths(config).result.read_text())
