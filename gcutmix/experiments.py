@@ -26,8 +26,10 @@ from .training import (TrainConfig, code_version, fit, make_preset, numbers, num
 # %% ../nbs/09_experiments.ipynb #885ef882
 ROWS = {"G": "G", "BDB": "+ BDB1 (BDB*)", "BDB3": "+ BDB2 (BDB*3)", "PC1": "+ PC1", "PC2": "+ PC2"}
 PAPER_TABLE3 = {
-    "cuhk03-detected": {"G": (65.1, 60.1), "BDB": (72.4, 69.5), "BDB3": (74.3, 71.2), "PC1": (74.1, 71.5), "PC2": (75.4, 73.0)},
-    "dukemtmc-reid": {"G": (83.8, 68.6), "BDB": (87.1, 74.5), "BDB3": (88.3, 74.7), "PC1": (86.4, 73.0), "PC2": (88.0, 74.6)}}
+    "cuhk03-detected": {"G": (65.1, 60.1), "BDB": (72.4, 69.5), "BDB3": (74.3, 71.2),
+                        "PC1": (74.1, 71.5), "PC2": (75.4, 73.0)},
+    "dukemtmc-reid": {"G": (83.8, 68.6), "BDB": (87.1, 74.5), "BDB3": (88.3, 74.7),
+                      "PC1": (86.4, 73.0), "PC2": (88.0, 74.6)}}
 
 # %% ../nbs/09_experiments.ipynb #7aae7033
 def read_results(
@@ -50,8 +52,10 @@ def table3(
     rows = []
     for variant, name in ROWS.items():
         runs = [r for r in results if r["recipe"]["variant"] == variant]
-        row = {"branches": name} | {key: per_cent([100*r["metrics"][key] for r in runs]) for key in ("rank1", "mAP")} | {"seeds": str(len(runs) or "")}
-        if dataset in PAPER_TABLE3: row |= dict(zip(("paper rank1", "paper mAP"), map(str, PAPER_TABLE3[dataset][variant])))
+        row = {"branches": name} | {key: per_cent([100*r["metrics"][key] for r in runs])
+                                    for key in ("rank1", "mAP")} | {"seeds": str(len(runs) or "")}
+        if dataset in PAPER_TABLE3:
+            row |= dict(zip(("paper rank1", "paper mAP"), map(str, PAPER_TABLE3[dataset][variant])))
         rows.append(row)
     return rows
 
@@ -68,10 +72,13 @@ def provenance_line(
 ):           # str
     "Hardware, length, time and code of a set of results, in one sentence."
     if not results: return "No run yet."
-    def spread(values): return f"{min(values):,.0f}" if min(values) == max(values) else f"{min(values):,.0f} to {max(values):,.0f}"
-    machines = sorted({r["hardware"]["cpu"] if r["hardware"]["device"] == "cpu" else r["hardware"]["device"] for r in results})
-    return (f"{len(results)} runs on {', '.join(machines)}; {spread([r['iterations'] for r in results])} iterations and "
-            f"{spread([r['seconds']/60 for r in results])} minutes each; code {', '.join(sorted({r['code'] for r in results}))}; last epoch.")
+    def spread(values): return (f"{min(values):,.0f}" if min(values) == max(values)
+                                else f"{min(values):,.0f} to {max(values):,.0f}")
+    machines = sorted({r["hardware"]["cpu"] if r["hardware"]["device"] == "cpu" else r["hardware"]["device"]
+                       for r in results})
+    return (f"{len(results)} runs on {', '.join(machines)}; {spread([r['iterations'] for r in results])} "
+            f"iterations and {spread([r['seconds']/60 for r in results])} minutes each; "
+            f"code {', '.join(sorted({r['code'] for r in results}))}; last epoch.")
 
 # %% ../nbs/09_experiments.ipynb #cddf1d8e
 def plot_curves(
@@ -84,8 +91,9 @@ def plot_curves(
         points = [e for e in r["history"] if "rank1" in e]
         variant = r["recipe"]["variant"]
         for ax, key in zip(axes, ("rank1", "mAP")):
-            ax.plot([e["epoch"] for e in points], [100*e[key] for e in points], styles[variant], marker="o", ms=3,
-                    color=f"C{list(ROWS).index(variant)}", label=variant if r["recipe"]["seed"] == 0 else None)
+            ax.plot([e["epoch"] for e in points], [100*e[key] for e in points], styles[variant],
+                    marker="o", ms=3, color=f"C{list(ROWS).index(variant)}",
+                    label=variant if r["recipe"]["seed"] == 0 else None)
     for ax, name in zip(axes, ("rank-1, %", "mAP, %")):
         ax.set_xlabel("epoch"); ax.set_ylabel(name); ax.grid(alpha=.3)
     if results: axes[0].legend(fontsize=8)
@@ -103,22 +111,24 @@ def branch_maps(
     model.eval()
     with torch.enable_grad(): # cam_grad="batch" differentiates
         steps = model.steps(normalize(images))
-        return [model.attention(s, head, s.logits.argmax(1) if labels is None else labels) for s, head in zip(steps, model.heads)]
+        return [model.attention(s, head, s.logits.argmax(1) if labels is None else labels)
+                for s, head in zip(steps, model.heads)]
 
 def plot_attention(
     model, images, labels=None, # as in `branch_maps`
 ):                              # figure
     "A row a person: the image, then each branch's map with its k blocks outlined."
-    maps, (k, block), (H, W) = branch_maps(model, images, labels), (model.options.k, model.options.block), images.shape[2:]
-    n, columns = len(images), len(maps) + 1
-    fig, axes = plt.subplots(columns, n, figsize=(.62*n, .62*columns*H/W), dpi=90, squeeze=False)
+    maps, k, block = branch_maps(model, images, labels), model.options.k, model.options.block
+    n, columns, (H, W) = len(images), len(maps) + 1, images.shape[2:]
+    fig, axes = plt.subplots(columns, n, figsize=(.62*n, .62*columns*H/W), dpi=80, squeeze=False)
     for i, column in enumerate(axes.T):
         for ax, cam in zip(column, [None, *maps]):
             ax.imshow(images[i].permute(1, 2, 0)); ax.set(xticks=[], yticks=[])
             if cam is None: continue
             ax.imshow(cam[i], cmap="magma", alpha=.5, extent=(0, W, H, 0))
             mask = block_mask(cam[i:i + 1], k, block)[0, 0]
-            ax.contour(np.kron(mask, np.ones((H//mask.shape[0], W//mask.shape[1]))), [.5], colors="cyan", linewidths=.8)
+            ax.contour(np.kron(mask, np.ones((H//mask.shape[0], W//mask.shape[1]))), [.5],
+                       colors="cyan", linewidths=.8)
     for ax, name in zip(axes[:, 0], ("image", "G", "branch 2", "branch 3")): ax.set_ylabel(name, fontsize=8)
     fig.subplots_adjust(wspace=.05, hspace=.05)
     return fig
@@ -139,7 +149,8 @@ def plot_ranked(
     order = np.argsort(np.nan_to_num(ap, nan=2.), kind="stable")
     order = order[:np.isfinite(ap).sum()]
     queries = [*order[::-1][:n], *order[:n]]
-    return show_ranked_lists(*images, queries, *ranked_list(*sides, queries), [f"AP {ap[i]:.2f}" for i in queries])
+    return show_ranked_lists(*images, queries, *ranked_list(*sides, queries),
+                             [f"AP {ap[i]:.2f}" for i in queries])
 
 # %% ../nbs/09_experiments.ipynb #4d5d1484
 @call_parse
@@ -152,17 +163,21 @@ def gcutmix_raw(
     out:str="runs",                # folder of the result
 ):
     "Rank with the averaged feature map of an untouched backbone, and write a result."
-    config = TrainConfig(dataset=dataset, root=root, backbone=backbone, weights=weights, size=size, variant=None)
-    data, pool = load_dataset(dataset, root), torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    config = TrainConfig(dataset=dataset, root=root, backbone=backbone, weights=weights,
+                         size=size, variant=None)
+    data = load_dataset(dataset, root)
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     model = torch.nn.Sequential(create_backbone(backbone, weights), pool)
     q, g = data.query, data.gallery
     features = [extract_features(model, load_images(split, size)) for split in (q, g)]
     metrics = numbers_of(evaluate(features[0], q.pids, q.camids, features[1], g.pids, g.camids))
     known = provenance(config, data, torch.device("cpu"))
     known["recipe"] = {key: known["recipe"][key] for key in ("dataset", "backbone", "weights", "size")}
-    words = f"gcutmix_raw --dataset {dataset} --backbone {backbone} --weights {Path(weights).name} --size {size[0]}x{size[1]}"
+    words = (f"gcutmix_raw --dataset {dataset} --backbone {backbone} "
+             f"--weights {Path(weights).name} --size {size[0]}x{size[1]}")
     result = dict(command=words, code=code_version(), **known, metrics=metrics)
-    write_atomically(Path(out)/f"raw-{backbone}.json", lambda part: part.write_text(json.dumps(result, indent=1)))
+    write_atomically(Path(out)/f"raw-{backbone}.json",
+                     lambda part: part.write_text(json.dumps(result, indent=1)))
     print(f"rank-1 {metrics['rank1']:.1%}, mAP {metrics['mAP']:.1%}")
 
 # %% ../nbs/09_experiments.ipynb #5be0c9f6
@@ -178,16 +193,20 @@ def gcutmix_demo(
     epochs:int=None,     # shorter than the preset's 30, to try it out
     seed:int=0,          # of the runs
 ):
-    "Train the five rows of Table 3 on the embedded pedestrians; print the table, write it with curves, Grad-CAM and ranked lists."
+    """Train the five rows of Table 3 on the embedded pedestrians;
+    print the table, write it with curves, Grad-CAM and ranked lists."""
     out = Path(out)
-    config = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out, seed=seed, **(dict(epochs=epochs) if epochs else {}))
+    config = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out, seed=seed,
+                         **(dict(epochs=epochs) if epochs else {}))
     runs = {variant: fit(replace(config, variant=variant)) for variant in VARIANTS}
     results = [json.loads(run.paths.result.read_text()) for run in runs.values()]
-    text = f"{markdown(table3(results))}\n\nPedestrians (drawn), rank-1 and mAP in per cent. {provenance_line(results)}\n"
+    text = (f"{markdown(table3(results))}\n\nPedestrians (drawn), rank-1 and mAP in per cent. "
+            f"{provenance_line(results)}\n")
     write_atomically(out/"table3.md", lambda part: part.write_text(text))
     data = load_dataset("pedestrians", config.root)
     shown = np.flatnonzero(np.diff(data.train.labels, prepend=-1))[:12]
-    images, labels = load_images(data.train, config.size, progress=False)[shown], torch.as_tensor(data.train.labels[shown])
+    images = load_images(data.train, config.size, progress=False)[shown]
+    labels = torch.as_tensor(data.train.labels[shown])
     model, _ = load_model(runs["PC2"].paths.model)
     save_figure(plot_curves(results), out/"curves.png")
     save_figure(plot_attention(model, images, labels), out/"attention.png")
