@@ -190,7 +190,7 @@ def save_figure(figure, path):
 def gcutmix_demo(
     out:str="runs/demo", # folder of results, table and figures
     root:str=None,       # folder of the pedestrians (default: drawn into OUT/pedestrians)
-    epochs:int=None,     # shorter than the preset's 30, to try it out
+    epochs:int=None,     # shorter than the preset's 45, to try it out
     seed:int=0,          # of the runs
 ):
     """Train the five rows of Table 3 on the embedded pedestrians;

@@ -76,8 +76,8 @@ def make_preset(
     recipes = {
         "paper": dict(k=8 if dataset.startswith("cuhk03") else 6),
         "released": dict(k=3, epochs=400, warmup_shape="staircase", label_smoothing=.1, cam_grad="batch"),
-        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, lr=3e-3,
-                     epochs=30, warmup=3, decay_at=(18, 26), eval_every=5)}
+        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, k=6, lr=3e-3,
+                     epochs=45, warmup=4, decay_at=(27, 39), eval_every=15)}
     if name not in recipes: raise ValueError(f"preset {name!r}: expected one of {', '.join(recipes)}")
     unknown = sorted(set(changes) - {f.name for f in fields(TrainConfig)})
     if unknown: raise ValueError(f"unknown setting {unknown[0]!r}: expected a field of TrainConfig")
@@ -346,7 +346,7 @@ def fingerprint(split):
 
 def command(config):
     "The command line that makes this run, without the places of one machine."
-    default, words = recipe(make_preset("paper", config.dataset)), ["gcutmix_train"]
+    default, words = recipe(make_preset("paper", config.dataset)), ["gcutmix_train", "--dataset", config.dataset]
     for key, value in recipe(config).items():
         text = (("x" if key in ("size", "block") else ",").join(map(str, value)) if isinstance(value, list)
                 else str(value).lower() if value is None else str(value))
