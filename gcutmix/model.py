@@ -51,37 +51,48 @@ def _tiny(name, weights):
     stem = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
     return nn.Sequential(stem, block(24, 24, 1), block(24, 48, 2), block(48, 96, 1)).apply(init_weights)
 
-BACKBONES = dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), _resnet) | dict(mobilenet_v2=_mobilenet, tiny=_tiny)
+BACKBONES = (dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), _resnet)
+             | dict(mobilenet_v2=_mobilenet, tiny=_tiny))
 
 # %% ../nbs/06_model.ipynb #55108f43
 def load_weights(
     backbone, # from `create_backbone`
-    path,     # .pth, .pt or .safetensors: a state dict under torchvision's names; a classifier in it is left out
+    # .pth, .pt or .safetensors: a state dict under torchvision's names; a classifier in it is left out
+    path,
 ):
     "Load a local file. FileNotFoundError where there is none, ValueError where it does not fit."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no weight file {path}; give the path of a .pth or .safetensors file with torchvision's names")
-    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    if not path.is_file(): raise FileNotFoundError(f"no weight file {path}; give the path of a .pth "
+                                                   f"or .safetensors file with torchvision's names")
+    state = (load_file(path) if path.suffix == ".safetensors"
+             else torch.load(path, map_location="cpu", weights_only=True))
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     own = backbone.state_dict()
-    wrong = [k for k in own if not k.endswith("num_batches_tracked") and (k not in state or state[k].shape != own[k].shape)]
+    wrong = [k for k in own if not k.endswith("num_batches_tracked")
+             and (k not in state or state[k].shape != own[k].shape)]
     wrong += [k for k in state if k not in own]
-    if wrong: raise ValueError(f"{path.name} does not fit this backbone: {len(wrong)} of {len(own)} entries are missing, foreign or of another shape, such as {wrong[0]}; "
+    if wrong: raise ValueError(f"{path.name} does not fit this backbone: {len(wrong)} of {len(own)} entries "
+                               f"are missing, foreign or of another shape, such as {wrong[0]}; "
                                f"expected torchvision's state dict of the same network")
     backbone.load_state_dict(state, strict=False)
 
 # %% ../nbs/06_model.ipynb #252c87a4
 def create_backbone(
     name="resnet50", # one of BACKBONES
-    weights=None,    # torchvision's name of the weights, as "IMAGENET1K_V1"; a local .pth, .pt or .safetensors file; or None
+    # torchvision's name of the weights, as "IMAGENET1K_V1"; a local .pth, .pt or .safetensors file; or None
+    weights=None,
 ):                   # nn.Module: (N,3,H,W) -> (N,C,H/16,W/16), `tiny` (N,96,H/4,W/4)
-    "A network without its last down-sampling, pooling and classifier. ValueError for an unknown name, OSError for a failed download."
+    """A network without its last down-sampling, pooling and classifier.
+    ValueError for an unknown name, OSError for a failed download."""
     if name not in BACKBONES: raise ValueError(f"backbone {name!r}: expected one of {', '.join(BACKBONES)}")
     local = weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors")
-    if name == "tiny" and weights and not local: raise ValueError(f"nobody publishes weights of tiny, found weights={weights!r}: use None or a local file")
+    if name == "tiny" and weights and not local:
+        raise ValueError(f"nobody publishes weights of tiny, found weights={weights!r}: "
+                         f"use None or a local file")
     try: backbone = BACKBONES[name](name, None if local else weights)
     except URLError as error:
-        raise OSError(f"the weights {weights!r} of {name} could not be downloaded ({error.reason}); fetch torchvision's file for them elsewhere "
+        raise OSError(f"the weights {weights!r} of {name} could not be downloaded ({error.reason}); "
+                      f"fetch torchvision's file for them elsewhere "
                       f"and pass its path, as weights='{name}.pth'") from error
     if local: load_weights(backbone, weights)
     return backbone
@@ -105,7 +116,8 @@ class Head(nn.Module):
     def score_gradient(self, pooled, embedding, labels):
         "dy/dp (N,C) of each image's own logit, batch statistics held fixed: chapter 1's closed form."
         with torch.autocast(pooled.device.type, enabled=False):
-            variance = self.reduce(pooled.float()).var(0, unbiased=False) if self.training else self.norm.running_var
+            variance = (self.reduce(pooled.float()).var(0, unbiased=False) if self.training
+                        else self.norm.running_var)
             scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
             return head_gradient(embedding, self.reduce.weight, scale, self.classify.weight[labels])
 
@@ -117,7 +129,8 @@ class Branch:
     pool: str = "max"          # "avg" or "max"
 
 GLOBAL, DROP, CUTMIX = Branch(pool="avg"), Branch("drop"), Branch("cutmix")
-VARIANTS = {"G": (GLOBAL,), "BDB": (GLOBAL, DROP), "BDB3": (GLOBAL, DROP, DROP), "PC1": (GLOBAL, CUTMIX), "PC2": (GLOBAL, CUTMIX, CUTMIX)}
+VARIANTS = {"G": (GLOBAL,), "BDB": (GLOBAL, DROP), "BDB3": (GLOBAL, DROP, DROP),
+            "PC1": (GLOBAL, CUTMIX), "PC2": (GLOBAL, CUTMIX, CUTMIX)}
 
 # %% ../nbs/06_model.ipynb #b9866815
 @dataclass(frozen=True)
@@ -127,7 +140,8 @@ class Options:
     block: tuple = (3, 2)        # height and width of a block, in cells
     k: int = 8                   # blocks replaced
     partner: str = "negative"    # Table 4: "negative", "positive" or "any"
-    cam_grad: str = "sample"     # "sample": Eq. 1, one image at a time; "batch": of the batch-summed score, as released
+    # "sample": Eq. 1, one image at a time; "batch": of the batch-summed score, as released
+    cam_grad: str = "sample"
     accumulate: bool = False     # AC2 also keeps AC1's blocks replaced, and chooses among the others
     detach_partner: bool = False # no gradient into what was pasted
 
@@ -142,14 +156,16 @@ class Step:
 
 # %% ../nbs/06_model.ipynb #bc4c9fc9
 class ProgressiveNet(nn.Module):
-    "backbone -> branches in a row. Training: a list of `Step`; evaluation: (N, branches*dim), the embeddings side by side."
+    """backbone -> branches in a row.
+    Training: a list of `Step`; evaluation: (N, branches*dim), the embeddings side by side."""
     def __init__(self, variant, num_classes, backbone="resnet50", weights=None, options=Options()):
         super().__init__()
         self.recipe = dict(variant=variant, num_classes=num_classes, backbone=backbone, **asdict(options))
         self.branches, self.options = VARIANTS[variant], options
         self.backbone = create_backbone(backbone, weights)
         channels = [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
-        self.bottleneck = Bottleneck(channels, channels//4).apply(init_weights) if len(self.branches) > 1 else None
+        self.bottleneck = (Bottleneck(channels, channels//4).apply(init_weights)
+                           if len(self.branches) > 1 else None)
         self.heads = nn.ModuleList(Head(channels, options.dim, num_classes) for _ in self.branches)
 
     def forward(self, images, labels=None, generator=None):
@@ -163,7 +179,8 @@ class ProgressiveNet(nn.Module):
         steps = []
         for branch, head in zip(self.branches, self.heads):
             features, mask = shared if steps else T, None
-            if self.training and branch.interference == "drop": features = batch_dropblock(features, generator=generator)
+            if self.training and branch.interference == "drop":
+                features = batch_dropblock(features, generator=generator)
             if self.training and branch.interference == "cutmix":
                 mask = self.mask(steps[-1], self.heads[len(steps) - 1], labels)
                 features = self.mix(features, mask, labels, generator)
@@ -176,19 +193,23 @@ class ProgressiveNet(nn.Module):
         labels = labels.to(step.logits.device, non_blocking=True)
         if self.options.cam_grad == "batch":
             return pooled_grad_cam(step.features, step.pooled, step.logits.gather(1, labels[:, None])[:, 0])
-        return class_activation_map(step.features, head.score_gradient(step.pooled, step.embedding, labels) / step.features[0, 0].numel())
+        return class_activation_map(step.features, head.score_gradient(step.pooled, step.embedding, labels)
+                                    / step.features[0, 0].numel())
 
     def mask(self, step, head, labels):
         "(N,1,H,W): zeros in the k blocks that this branch looks at most."
         cam = self.attention(step, head, labels)
-        if not self.options.accumulate or step.mask is None: return block_mask(cam, self.options.k, self.options.block)
+        if not self.options.accumulate or step.mask is None:
+            return block_mask(cam, self.options.k, self.options.block)
         cam = cam.masked_fill(step.mask[:, 0] == 0, -torch.inf) # blocks already replaced are chosen last
         return step.mask * block_mask(cam, self.options.k, self.options.block)
 
     def mix(self, features, mask, labels, generator):
         "Eq. 3 with one random partner an image."
-        partners = sample_partners(labels, self.options.partner, generator).to(features.device, non_blocking=True)
-        return feature_cutmix(features, (features.detach() if self.options.detach_partner else features)[partners], mask)
+        partners = (sample_partners(labels, self.options.partner, generator)
+                    .to(features.device, non_blocking=True))
+        return feature_cutmix(
+            features, (features.detach() if self.options.detach_partner else features)[partners], mask)
 
 # %% ../nbs/06_model.ipynb #2fa6c35e
 def create_model(
@@ -201,7 +222,8 @@ def create_model(
     "The network of one row of Table 3. ValueError for an unknown variant, backbone or option."
     if variant not in VARIANTS: raise ValueError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}")
     unknown = sorted(set(options) - set(Options.__dataclass_fields__))
-    if unknown: raise ValueError(f"unknown option {unknown[0]!r}: expected one of {', '.join(Options.__dataclass_fields__)}")
+    if unknown: raise ValueError(f"unknown option {unknown[0]!r}: "
+                                 f"expected one of {', '.join(Options.__dataclass_fields__)}")
     return ProgressiveNet(variant, num_classes, backbone, weights, Options(**options))
 
 # %% ../nbs/06_model.ipynb #ec05fcb6
@@ -222,7 +244,8 @@ def load_model(
 ):        # (model in evaluation mode, recipe as a dict)
     "Build the network of a file. ValueError where the file is something else."
     with safe_open(path, "pt") as file: meta = file.metadata() or {}
-    if "config" not in meta: raise ValueError(f"{Path(path).name} holds weights but no recipe; expected a file that save_model or gcutmix_train wrote")
+    if "config" not in meta: raise ValueError(f"{Path(path).name} holds weights but no recipe; "
+                                              f"expected a file that save_model or gcutmix_train wrote")
     recipe = json.loads(meta["config"])
     options = {k: tuple(recipe[k]) if k == "block" else recipe[k] for k in Options.__dataclass_fields__}
     model = create_model(recipe["variant"], recipe["num_classes"], recipe["backbone"], **options)
