@@ -64,7 +64,9 @@ def test_an_error_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interruption_leaves_nothing(tmp_path, workers):
     code = f"from gcutmix.pedestrians import write_pedestrians; write_pedestrians({str(tmp_path/'p')!r}, 5000, 0, workers={workers})"
-    job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    # A test run in the background of a shell inherits "ignore Ctrl-C"; the job under test must not.
+    job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
     while not any(tmp_path.rglob("*.png")) and time.monotonic() < deadline: time.sleep(.05)
     os.killpg(job.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
