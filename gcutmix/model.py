@@ -49,7 +49,8 @@ def _tiny(name, weights):
         shortcut = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)) if i != o else None
         return BasicBlock(i, o, stride, shortcut)
     stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
-    return nn.Sequential(stem, block(16, 16, 1), block(16, 32, 2), block(32, 64, 1)).apply(init_weights)
+    wide = [nn.Conv2d(64, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(inplace=True)]
+    return nn.Sequential(stem, block(16, 16, 1), block(16, 32, 2), block(32, 64, 1), *wide).apply(init_weights)
 
 BACKBONES = (dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), _resnet)
              | dict(mobilenet_v2=_mobilenet, tiny=_tiny))
@@ -81,7 +82,7 @@ def create_backbone(
     name="resnet50", # one of BACKBONES
     # torchvision's name of the weights, as "IMAGENET1K_V1"; a local .pth, .pt or .safetensors file; or None
     weights=None,
-):                   # nn.Module: (N,3,H,W) -> (N,C,H/16,W/16), `tiny` (N,64,H/4,W/4)
+):                   # nn.Module: (N,3,H,W) -> (N,C,H/16,W/16), `tiny` (N,128,H/4,W/4)
     """A network without its last down-sampling, pooling and classifier.
     ValueError for an unknown name, OSError for a failed download."""
     if name not in BACKBONES: raise ValueError(f"backbone {name!r}: expected one of {', '.join(BACKBONES)}")

@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'TrainConfig', 'make_preset', 'learning_rate', 'forward_los
            'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
 
 # %% ../nbs/07_training.ipynb #ee67b093
-import hashlib, json, os, platform, subprocess, sys, time
+import hashlib, json, math, os, platform, subprocess, sys, time
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -68,7 +68,7 @@ class TrainConfig:
 
 # %% ../nbs/07_training.ipynb #7f8f0391
 def make_preset(
-    name="paper", /,           # "paper", "released" or "demo"
+    name="paper", /,           # "paper", "released", "small" or "demo"
     dataset="cuhk03-detected", # decides k of the paper's recipe, as in its 4.3.2
     **changes,                 # any field of `TrainConfig`
 ):                             # `TrainConfig`
@@ -76,8 +76,10 @@ def make_preset(
     recipes = {
         "paper": dict(k=8 if dataset.startswith("cuhk03") else 6),
         "released": dict(k=3, epochs=400, warmup_shape="staircase", label_smoothing=.1, cam_grad="batch"),
-        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, k=6, lr=3e-3,
-                     epochs=45, warmup=4, decay_at=(27, 39), eval_every=15)}
+        "small": dict(backbone="mobilenet_v2", size=(192, 64), dim=256, k=2, lr=6e-4, # 2 of 8 blocks: a quarter, too
+                      epochs=80, warmup=8, decay_at=(40, 64), eval_every=10),
+        "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, k=6, lr=1e-2,
+                     epochs=30, warmup=3, decay_at=(18, 26), eval_every=10)}
     if name not in recipes: raise ValueError(f"preset {name!r}: expected one of {', '.join(recipes)}")
     unknown = sorted(set(changes) - {f.name for f in fields(TrainConfig)})
     if unknown: raise ValueError(f"unknown setting {unknown[0]!r}: expected a field of TrainConfig")
@@ -218,13 +220,13 @@ def train_step(self: Trainer, batch):
     self.rows.append(row)
 
 @patch
-def train_epoch(self: Trainer, budget, progress):
-    "What is left of the current epoch, at most `budget` steps; a checkpoint every minute."
+def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
+    "What is left of the current epoch, at most `budget` steps, none after `deadline`; a checkpoint every minute."
     self.model.train()
     self.sampler.set_epoch(self.epoch)
     for group in self.optimizer.param_groups: group["lr"] = learning_rate(self.config, self.epoch)
     for batch in list(self.sampler)[len(self.rows):][:budget]:
-        since = time.monotonic()
+        if (since := time.monotonic()) > deadline: break
         self.train_step(batch)
         self.seconds += time.monotonic() - since
         progress(self.done, f"epoch {self.epoch + 1}/{self.config.epochs}"
@@ -427,6 +429,7 @@ def fit(
     config,         # a `TrainConfig`
     max_steps=None, # stop after so many iterations, with a checkpoint to go on from
     quiet=False,    # no progress
+    max_seconds=math.inf, # stop after so long
 ):                  # `Run`
     """Train, test after the last epoch, write the result.
     The same call goes on with a stopped run and reads a finished one."""
@@ -435,11 +438,12 @@ def fit(
     trainer = Trainer(config, quiet)
     if paths.checkpoint.exists(): trainer.load()
     stop = min(trainer.total, trainer.done + max_steps) if max_steps else trainer.total
+    deadline = time.monotonic() + max_seconds
     progress = Progress(trainer.total, f"{config.variant} on {config.dataset}", trainer.done,
                         quiet or not trainer.accelerator.is_main_process)
     while trainer.epoch < config.epochs:
-        trainer.train_epoch(stop - trainer.done, progress)
-        if len(trainer.rows) < len(trainer.sampler): break # `max_steps` are spent
+        trainer.train_epoch(stop - trainer.done, progress, deadline)
+        if len(trainer.rows) < len(trainer.sampler): break # the budget is spent
         trainer.end_epoch()
     progress.close()
     if trainer.epoch < config.epochs:
@@ -463,8 +467,9 @@ def report(run):
 
 @call_parse
 def gcutmix_train(
-    preset:str="paper",       # recipe that the other options change: paper, released, demo
-    dataset:str="cuhk03-detected", # or cuhk03-labeled, market1501, dukemtmc-reid, pedestrians, any Market-layout name
+    preset:str="paper",       # recipe that the other options change: paper, released, small, demo
+    # or cuhk03-labeled, market1501, dukemtmc-reid, cuhk03-p1-detected, pedestrians, any Market-layout name
+    dataset:str="cuhk03-detected",
     root:str=None,            # folder of the data set (default: $GCUTMIX_DATA, else data)
     variant:str=None,         # G, BDB, BDB3, PC1, PC2
     backbone:str=None,        # resnet18, resnet34, resnet50, resnet101, mobilenet_v2, tiny
