@@ -1,0 +1,151 @@
+"The campaign: what is missing, what is interrupted, what two shells do; and tables that show files and nothing else."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from safetensors.torch import load_file
+from scipy import stats
+
+from conftest import ROOT
+from gcutmix.experiments import (PAPER, TABLES, by_setting, cell_of, cells, interval, markdown, missing, plan, read_results,
+                                 reproduce, run_one, table)
+from gcutmix.training import make_preset, run_paths
+
+RESULTS = ROOT/"results"
+
+
+def words(people, out, *more):
+    "The command line of a small campaign."
+    return ["gcutmix_reproduce", "--dataset", "people", "--data-root", str(people), "--preset", "demo", "--epochs", "4",
+            "--device", "cpu", "--out", str(out), *more]
+
+
+def reproduced(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_next_takes_one_cell_after_the_other(people, tmp_path):
+    out = tmp_path/"results"
+    for expected in (["G"], ["BDB3", "G"], ["BDB3", "G", "PC2"]):
+        text = reproduced(*words(people, out, "--next"))
+        assert sorted(cell_of(r["recipe"]) for r in read_results(out)) == expected
+    assert "3 of 12: PC2-tiny-s0" in text and "3 of 12 runs have a result" in text and "left" in text
+
+
+def test_next_killed_and_started_again_gives_the_same_numbers(people, tmp_path):
+    whole, cut = tmp_path/"whole", tmp_path/"cut"
+    command = [*words(people, cut, "--next"), "--epochs", "40"]
+    reproduced(*words(people, whole, "--next"), "--epochs", "40")
+    # a checkpoint after a few steps, as the minute's checkpoint of a long run would leave it
+    reproduced(*command, "--budget", "0.02")
+    assert not read_results(cut) and list(cut.glob("*.checkpoint.pt"))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for text in iter(lambda: process.stderr.read(80), ""):
+        if "it/s" in text or "s/it" in text: break # it is training again
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not read_results(cut)
+    reproduced(*command)
+    a, b = (load_file(folder/"G-tiny-s0.safetensors") for folder in (whole, cut))
+    assert all((a[key] == b[key]).all() for key in a)
+    a, b = (read_results(folder)[0] for folder in (whole, cut))
+    assert a["metrics"] == b["metrics"]
+    assert [e["loss"] for e in a["history"]] == [e["loss"] for e in b["history"]]
+
+
+def test_a_second_shell_takes_the_next_run(people, tmp_path):
+    base = make_preset("demo", "people", root=people, out=tmp_path, epochs=1, p=4)
+    first = plan(base)[0]
+    with FileLock(run_paths(first).result.with_suffix(".lock")):
+        assert run_one(first, quiet=True) is None
+        reproduce("people", people, preset="demo", epochs=1, out=tmp_path, next=True, budget=1)
+    assert missing([first]) # the one that is locked was left to the other
+    assert run_one(first, quiet=True).metrics is not None and not list(tmp_path.glob("G-*.lock"))
+
+
+def test_a_budget_of_nothing_runs_nothing(people, tmp_path):
+    reproduce("people", people, preset="demo", out=tmp_path, budget=0)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_other_settings_are_not_taken_for_the_same_cell(people, tmp_path):
+    reproduce("people", people, preset="demo", epochs=1, out=tmp_path, next=True)
+    one, two = (replace(plan(make_preset("demo", "people", root=people, out=tmp_path))[0], epochs=n) for n in (1, 2))
+    assert run_one(one, quiet=True).metrics is not None
+    with pytest.raises(ValueError, match="epochs 1, now 2.*Choose another"): run_one(two, quiet=True)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path/"G-tiny-s0.json").write_text("{\"recipe\": ")
+    with pytest.raises(ValueError, match="G-tiny-s0.json.*delete"): read_results(tmp_path)
+
+
+@pytest.mark.parametrize("n", range(2, 11))
+def test_interval_is_students(n):
+    values = np.random.default_rng(n).normal(80, 2, n)
+    mean, half = interval(values)
+    low, high = stats.t.interval(.95, n - 1, values.mean(), stats.sem(values))
+    assert np.allclose((mean - half, mean + half), (low, high), rtol=1e-4)
+
+
+def committed():
+    return [path for path in sorted(RESULTS.glob("*/*.json")) if read_results(path.parent) and path.stem[0] in "GBP"]
+
+
+@pytest.mark.parametrize("path", committed(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_committed_results_are_named_after_their_cell(path):
+    result = json.loads(path.read_text())
+    made = result["recipe"]
+    assert path.stem == f"{cell_of(made)}-{made['backbone']}-s{made['seed']}" and path.parent.name == made["dataset"]
+    assert len(result["history"]) == made["epochs"] and result["history"][-1]["rank1"] == result["metrics"]["rank1"]
+    assert "-changed" not in result["code"]
+
+
+@pytest.mark.parametrize("path", committed()[::7], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_deleting_a_result_empties_exactly_its_cells(path, tmp_path):
+    shutil.copytree(path.parent, tmp_path/"results")
+    cell = cell_of(json.loads(path.read_text())["recipe"])
+    for other in (tmp_path/"results").glob(f"{cell}-*.json"):
+        if cell_of(json.loads(other.read_text())["recipe"]) == cell: other.unlink()
+    dataset, before, after = path.parent.name, read_results(path.parent), read_results(tmp_path/"results")
+    group = next(iter(by_setting(before)))
+    before, after = (by_setting(rows).get(group, []) for rows in (before, after))
+    for number in "234":
+        pairs = zip(table(before, number, dataset), table(after, number, dataset))
+        for (name, own), (a, b) in zip(TABLES[number].items(), pairs):
+            assert (a == b) == (own != cell)
+            if own == cell: assert b["rank-1"] == b["mAP"] == b["seeds"] == ""
+
+
+def test_tables_of_the_committed_files_take_seconds(tmp_path):
+    start = time.monotonic()
+    text = reproduced("gcutmix_tables", "--results", str(RESULTS), "--out", str(tmp_path/"tables"))
+    assert time.monotonic() - start < 120, "that is no longer seconds"
+    assert f"{len(committed())} results" in text
+    assert markdown(table(read_results(RESULTS/"pedestrians"), "3", "pedestrians")) in (tmp_path/"tables"/"tables.md").read_text()
+    sizes = {path.name: path.stat().st_size for path in (tmp_path/"tables").glob("*.*g")}
+    assert {"pedestrians-curves.svg", "pedestrians-k.svg", "pedestrians-cmc.svg", "pedestrians-mix.png",
+            "pedestrians-attention.png", "pedestrians-ranked.png"} <= set(sizes)
+    assert max(sizes.values()) <= 150_000, sizes
+
+
+def test_the_printed_tables_have_the_papers_rows():
+    assert [len(PAPER[n]["cuhk03-detected"]) for n in "234"] == [13, 5, 3]
+    assert PAPER["2"]["market1501"]["Ours"] == (94.5, 85.2) and PAPER["2"]["cuhk03-labeled"]["AOS"] == (None, None)
+    best = {d: max(rows, key=lambda r: rows[r][0] or 0) for d, rows in PAPER["3"].items()}
+    assert best == {"cuhk03-detected": "+ PC2", "dukemtmc-reid": "+ BDB2 (BDB*3)"} # the paper loses to its rival on Duke
+
+
+def test_cells_follow_the_papers_text():
+    cuhk, duke = (cells(make_preset("paper", name)) for name in ("cuhk03-detected", "dukemtmc-reid"))
+    assert (cuhk["PC2"].k, duke["PC2"].k) == (8, 6) and len(cuhk) == len(duke) == 12
+    assert list(cuhk)[:5] == ["G", "BDB3", "PC2", "PC1", "BDB"] and {c.partner for c in cuhk.values()} == {"negative", "positive", "any"}
