@@ -369,7 +369,7 @@ def gcutmix_attention(
     print(f"{attention_table(result)}\nsee {name}")
 
 # %% ../nbs/13_attention.ipynb #79a5d7dd
-COLOURS = dict(zip(VARIANTS, ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#009e73"))) # told apart by all kinds of eyes
+COLOURS = dict(zip(VARIANTS, ("#444444", "#E69F00", "#D55E00", "#56B4E9", "#0072B2"))) # warm: blind drops; blue: guided
 
 def by_variant(
     results, # of `measure`

@@ -468,8 +468,7 @@ def report(run):
 @call_parse
 def gcutmix_train(
     preset:str="paper",       # recipe that the other options change: paper, released, small, demo
-    # or cuhk03-labeled, market1501, dukemtmc-reid, cuhk03-p1-detected, pedestrians, any Market-layout name
-    dataset:str="cuhk03-detected",
+    dataset:str="cuhk03-detected", # or cuhk03-labeled, cuhk03-p1-detected, market1501, dukemtmc-reid, pedestrians, any folder's name
     root:str=None,            # folder of the data set (default: $GCUTMIX_DATA, else data)
     variant:str=None,         # G, BDB, BDB3, PC1, PC2
     backbone:str=None,        # resnet18, resnet34, resnet50, resnet101, mobilenet_v2, tiny

@@ -14,6 +14,7 @@ from gcutmix.attention import (SCENE, attention_table, block_overlap, branch_map
                                cue_cells, cue_shares, drop_cues, gcutmix_attention, map_overlap, measure, mix_stages,
                                open_network, plot_attention, plot_cues, plot_mix, plot_occlusion, plot_ranked, redraw, top_blocks)
 from gcutmix.data import load_dataset, load_images, normalize
+from gcutmix.experiments import save_figure
 from gcutmix.gradcam import grad_cam
 from gcutmix.model import create_model, save_model
 from gcutmix.pedestrians import CUES, compose, random_person, scene_of
@@ -213,5 +214,5 @@ def test_figures_are_small_and_show_every_seed(run, result, data, tmp_path):
                    single=plot_attention(model, images[:1]), ranked=plot_ranked(model, data, (96, 32), n=1))
     assert [len(ax.lines) for ax in figures["cues"].axes] == [1, 4] # the line at 1, and for each branch the dots of two runs
     for name, figure in figures.items():
-        figure.savefig(tmp_path/f"{name}.png")
+        save_figure(figure, tmp_path/f"{name}.png")
         assert (tmp_path/f"{name}.png").stat().st_size < 150_000, name
