@@ -1,10 +1,8 @@
 "The campaign: what is missing, what is interrupted, what two shells do; and tables that show files and nothing else."
 import json
-import os
 import shutil
 import signal
 import subprocess
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -126,10 +124,8 @@ def test_deleting_a_result_empties_exactly_its_cells(path, tmp_path):
             if own == cell: assert b["rank-1"] == b["mAP"] == b["seeds"] == ""
 
 
-def test_tables_of_the_committed_files_take_seconds(tmp_path):
-    start = time.monotonic()
+def test_tables_of_the_committed_files(tmp_path):
     text = reproduced("gcutmix_tables", "--results", str(RESULTS), "--out", str(tmp_path/"tables"))
-    assert time.monotonic() - start < 120, "that is no longer seconds"
     assert f"{len(committed())} results" in text
     assert markdown(table(read_results(RESULTS/"pedestrians"), "3", "pedestrians")) in (tmp_path/"tables"/"tables.md").read_text()
     sizes = {path.name: path.stat().st_size for path in (tmp_path/"tables").glob("*.*g")}
