@@ -342,9 +342,10 @@ def provenance_line(
                                 else f"{min(values):,.0f} to {max(values):,.0f}")
     machines = sorted({r["hardware"]["cpu"] if r["hardware"]["device"] == "cpu" else r["hardware"]["device"]
                        for r in results})
+    seconds = [r["seconds"] for r in results]
+    length = f"{spread([s/60 for s in seconds])} minutes" if max(seconds) > 600 else f"{spread(seconds)} seconds"
     return (f"{len(results)} {'runs' if len(results) > 1 else 'run'} on {', '.join(machines)}; "
-            f"{spread([r['iterations'] for r in results])} iterations and "
-            f"{spread([r['seconds']/60 for r in results])} minutes each; "
+            f"{spread([r['iterations'] for r in results])} iterations and {length} each; "
             f"code {', '.join(sorted({r['code'] for r in results}))}; last epoch.")
 
 # %% ../nbs/09_experiments.ipynb #fb7638b2
