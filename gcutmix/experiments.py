@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'COLUMNS', 'PAPER', 'SLIPS', 'TABLES', 'PRESETS', 'CELL', 'T9
            'cells', 'cells_of_table', 'plan', 'missing', 'read_results', 'read_attention', 'time_left', 'run_one',
            'reproduce', 'gcutmix_reproduce', 'setting', 'by_setting', 'interval', 'select', 'difference', 'table',
            'markdown', 'comparisons', 'provenance_line', 'plot_curves', 'plot_k', 'plot_cmc', 'gcutmix_raw',
-           'save_figure', 'draw_results', 'draw_networks', 'gcutmix_tables', 'gcutmix_demo']
+           'save_figure', 'draw_results', 'overlap_rows', 'draw_networks', 'gcutmix_tables', 'gcutmix_demo']
 
 # %% ../nbs/09_experiments.ipynb #60fa2a85
 import json, re, shutil, sys, time
@@ -316,15 +316,16 @@ def markdown(
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../nbs/09_experiments.ipynb #e3d0ee60
-QUESTIONS = (("PC2", "G"), ("PC2", "BDB3"), ("PC2", "PC1"), ("PC2", "PC2-positive")) # the last is N - P
+QUESTIONS = {"PC2 - G": ("PC2", "G"), "PC2 - BDB3": ("PC2", "BDB3"), "PC2 - PC1": ("PC2", "PC1"),
+             "N - P": ("PC2", "PC2-positive"), "P+N - N": ("PC2-any", "PC2")}
 
 def comparisons(
     results, # of one setting
 ):           # list of dicts of texts
     "Paired differences in points, with their 95 % intervals."
     rows = []
-    for a, b in QUESTIONS:
-        row = {"difference": "N - P" if "positive" in b else f"{a} - {b}"}
+    for name, (a, b) in QUESTIONS.items():
+        row = {"difference": name}
         for key, head in (("rank1", "rank-1"), ("mAP", "mAP")):
             mean, half, n = difference(results, a, b, key)
             row |= {head: "" if not n else f"{mean:+.1f}" + (f" ± {half:.1f}" if n > 1 else ""),
@@ -453,6 +454,18 @@ def draw_results(
             text += [f"![{name}]({path.name})\n"]
     return "\n".join(text)
 
+def overlap_rows(
+    results, # from `read_attention`
+):           # list of dicts of texts
+    "How much the maps and the top blocks of two branches have in common, in per cent, mean over networks."
+    pairs = defaultdict(list)
+    for r in results:
+        for o in r["overlap"]: pairs[r["recipe"]["variant"], *o["branches"]].append(o)
+    return [{"network": network, "branches": f"{a} and {b}", "networks": str(len(found))}
+            | {head: f"{100*np.mean([o[key] for o in found]):.1f}" for key, head in
+               (("maps", "maps"), ("blocks", "top blocks"), ("blocks_by_chance", "by chance"))}
+            for (network, a, b), found in pairs.items()]
+
 def draw_networks(
     folder, # holds PC2's network of seed 0
     root,   # of the pedestrians
@@ -479,8 +492,10 @@ def gcutmix_tables(
     for name in datasets:
         text += [draw_results(read_results(results/name), name, out/name)]
         if attention := read_attention(results/name): # measured once, see chapter 13
-            for kind, plot in (("cues", plot_cues), ("occlusion", plot_occlusion)):
+            text += ["Overlap of the branches, %\n", markdown(overlap_rows(attention)) + "\n"]
+            for kind, plot in (("cues", plot_cues), ("occlusion", plot_occlusion)) if "cues" in attention[0] else ():
                 save_figure(plot(attention), out/f"{name}-{kind}.svg")
+                text += [f"![{kind}]({name}-{kind}.svg)\n"]
         if (results/name/"PC2-tiny-s0.safetensors").exists(): draw_networks(results/name, out/"people", out/name)
     text += ["# What the paper prints and cannot be\n", *(f"- Table {t}{f', {r}' if r else ''}: {why}" for t, r, why in SLIPS)]
     write_atomically(out/"tables.md", lambda part: part.write_text("\n".join(text) + "\n"))

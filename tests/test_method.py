@@ -75,7 +75,7 @@ def test_the_three_ways_choose_the_same_blocks(pool, training):
     "Autograd on the map, the pooled identity, and (in evaluation mode) the closed form."
     torch.manual_seed(0)
     model = create_model("PC2", 20, "tiny", dim=64).train(training)
-    features, labels = torch.randn(8, 96, 24, 8).relu().requires_grad_(), torch.arange(8)
+    features, labels = torch.randn(8, 128, 24, 8).relu().requires_grad_(), torch.arange(8)
     pooled = features.mean((2, 3)) if pool == "avg" else features.amax((2, 3))
     embedding, logits = model.heads[1](pooled)
     score = logits.gather(1, labels[:, None])[:, 0]
