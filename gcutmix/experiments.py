@@ -84,18 +84,21 @@ SLIPS = [
 TABLES = {"2": {"BDB*": "BDB", "BDB*3": "BDB3", "Ours": "PC2"}, "3": {name: row for row, name in ROWS.items()},
           "4": {"P": "PC2-positive", "P+N": "PC2-any", "N": "PC2"}}
 
+# %% ../nbs/09_experiments.ipynb #b8c68a24
 def _blocks(settings):
     "How many blocks the map of a recipe has."
     stride = 4 if settings["backbone"] == "tiny" else 16
     (H, W), (h, w) = settings["size"], settings["block"]
     return H//stride//h * (W//stride//w)
 
+# %% ../nbs/09_experiments.ipynb #51195362
 def base_k(
     settings, # a `recipe`
 ):            # blocks
     "k of the paper's 4.3.2 for this map: 8 of 32 on CUHK03, 6 of 32 elsewhere."
     return max(1, round((8 if settings["dataset"].startswith("cuhk03") else 6)/32*_blocks(settings)))
 
+# %% ../nbs/09_experiments.ipynb #4fde2a2d
 def cell_of(
     settings, # a `recipe`
 ):            # str
@@ -105,7 +108,7 @@ def cell_of(
     if settings["partner"] != "negative": name += f"-{settings['partner']}"
     return name if settings["k"] == base_k(settings) else f"{name}-k{settings['k']}"
 
-# %% ../nbs/09_experiments.ipynb #b8c68a24
+# %% ../nbs/09_experiments.ipynb #c8f25160
 def cells(
     base, # `TrainConfig` with what all have in common
 ):        # dict: name -> `TrainConfig`, the most telling first
@@ -117,6 +120,7 @@ def cells(
     configs = [replace(base, **{"variant": "PC2", "k": k, **change}) for change in changes]
     return {cell_of(recipe(config)): config for config in configs}
 
+# %% ../nbs/09_experiments.ipynb #96791dca
 def cells_of_table(
     number, # "2", "3", "4" or "fig3"
     names,  # from `cells`
@@ -138,6 +142,7 @@ def plan(
     return [replace(configs[name], seed=seed, name=f"{name}-{base.backbone}-s{seed}")
             for seed in range(seeds) for name in names]
 
+# %% ../nbs/09_experiments.ipynb #ef400fc0
 def missing(
     configs, # from `plan`
 ):           # list of `TrainConfig`
@@ -166,6 +171,7 @@ def read_attention(
     results = [_read(path) for path in sorted(Path(folder).glob("attention-*.json"))]
     return [r for r in results if r["split"] == "query"]
 
+# %% ../nbs/09_experiments.ipynb #3e9905ad
 def time_left(
     configs, # from `missing`
     results, # from `read_results`
@@ -227,6 +233,7 @@ def reproduce(
         if next: break
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
 
+# %% ../nbs/09_experiments.ipynb #b47fc20a
 def gcutmix_reproduce():
     "The command line of `reproduce`; --data-root and --data_root are the same."
     words = [re.sub(r"^--[a-z-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
@@ -247,6 +254,7 @@ def setting(
                "decay_at", "warmup", "dim", "lr")]
     return ", ".join(words)
 
+# %% ../nbs/09_experiments.ipynb #ec344836
 def by_setting(
     results, # from `read_results`
 ):           # dict: setting -> results
@@ -266,6 +274,7 @@ def interval(
     n = len(values)
     return values.mean(), T975[n - 2]*values.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan
 
+# %% ../nbs/09_experiments.ipynb #470770f1
 def select(
     results, # from `read_results`
     cell,    # a name from `cells`
@@ -308,6 +317,7 @@ def table(
         rows.append(row | {"seeds": str(len(runs) or ""), "hours": f"{hours:.2f}" if runs else ""})
     return rows
 
+# %% ../nbs/09_experiments.ipynb #ffeb65db
 def markdown(
     rows, # list of dicts with the same keys
 ):        # str
@@ -384,6 +394,7 @@ def plot_k(
     fig.tight_layout()
     return fig
 
+# %% ../nbs/09_experiments.ipynb #232511a7
 def plot_cmc(
     results, # of one setting
     ranks=20,
@@ -437,6 +448,7 @@ def save_figure(figure, path):
         else: part.write_bytes(drawn.getvalue())
     write_atomically(path, write)
 
+# %% ../nbs/09_experiments.ipynb #fea5ac05
 def draw_results(
     results, # of one data set
     dataset, # its name
@@ -454,6 +466,7 @@ def draw_results(
             text += [f"![{name}]({path.name})\n"]
     return "\n".join(text)
 
+# %% ../nbs/09_experiments.ipynb #3d371010
 def overlap_rows(
     results, # from `read_attention`
 ):           # list of dicts of texts
@@ -466,6 +479,7 @@ def overlap_rows(
                (("maps", "maps"), ("blocks", "top blocks"), ("blocks_by_chance", "by chance"))}
             for (network, a, b), found in pairs.items()]
 
+# %% ../nbs/09_experiments.ipynb #e4eccecb
 def draw_networks(
     folder, # holds PC2's network of seed 0
     root,   # of the pedestrians
@@ -481,6 +495,7 @@ def draw_networks(
                          ("ranked", plot_ranked(model, data, size, n=2))):
         save_figure(figure, Path(f"{stem}-{name}.png"))
 
+# %% ../nbs/09_experiments.ipynb #aae959c6
 @call_parse
 def gcutmix_tables(
     results:str="results",   # folder with a folder of results for each data set
