@@ -230,7 +230,7 @@ def reproduce(
         print(f"{len(runs) - len(todo) + 1} of {len(runs)}: {todo[0].name}, "
               f"{time_left(todo, read_results(base.out))}", flush=True)
         if run_one(todo[0], left) is None: busy.add(todo[0].name) # another process has it
-        if next: break
+        elif next: break
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
 
 # %% ../nbs/09_experiments.ipynb #b47fc20a
@@ -250,8 +250,7 @@ def setting(
     r, usual = result["recipe"], recipe(TrainConfig())
     words = [r["backbone"], "x".join(map(str, r["size"])), f"{r['epochs']} epochs"]
     words += [f"{key} {r[key]}" for key in sorted(r) if r[key] != usual.get(key) and key not in
-              (*CELL, "dataset", "backbone", "size", "epochs", "eval_every", "precision", "channels_last",
-               "decay_at", "warmup", "dim", "lr")]
+              (*CELL, "dataset", "backbone", "size", "epochs", "eval_every", "precision", "channels_last")]
     return ", ".join(words)
 
 # %% ../nbs/09_experiments.ipynb #ec344836

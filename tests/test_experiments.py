@@ -67,6 +67,7 @@ def test_a_second_shell_takes_the_next_run(people, tmp_path):
         assert run_one(first, quiet=True) is None
         reproduce("people", people, preset="demo", epochs=1, out=tmp_path, next=True, budget=1)
     assert missing([first]) # the one that is locked was left to the other
+    assert [cell_of(r["recipe"]) for r in read_results(tmp_path)] == ["BDB3"]
     assert run_one(first, quiet=True).metrics is not None and not list(tmp_path.glob("G-*.lock"))
 
 
