@@ -62,9 +62,9 @@ def take_turns(
     warmup=1,     # turns before them that do not
     device="cpu", # they work on
 ):                # dict: name -> list of seconds, one a turn
-    "Time each of `ways` once a turn: a, b, c, a, b, c."
+    "Time each of `ways` once a turn, back and forth: a, b, c, c, b, a."
     if repeats < 1: raise ValueError(f"repeats = {repeats}: a ratio takes at least one turn")
-    turns = [{name: seconds_of(way, device) for name, way in ways.items()} for _ in range(warmup + repeats)]
+    turns = [{name: seconds_of(ways[name], device) for name in list(ways)[::(-1)**i]} for i in range(warmup + repeats)]
     return {name: [turn[name] for turn in turns[warmup:]] for name in ways}
 
 # %% ../nbs/12_benchmarks.ipynb #5cc3efd5
@@ -354,6 +354,7 @@ def measure_step(
     rate, flop = machine_rates(bench.device)["matrix"], step_flop(bench)
     facts = [fact("matrix rate, float32", rate/1e9, "GFLOP/s"),
              fact("operations of a step, an image", flop/1e9, "GFLOP"),
+             fact("operations of the textbook's step / ours", step_flop(bench, net=Textbook)/flop),
              fact("loss, textbook minus ours with cam_grad=batch", same_as_textbook(bench), at_most=1e-3)]
     layouts = [measure_layout(bench, last, flop*bench.batch/rate) for last in (False, True)]
     return dict(comparisons=[c for c, _ in layouts], facts=facts + [f for _, more in layouts for f in more])
@@ -580,7 +581,8 @@ def extra_rss(
     way,        # called without arguments
     pause=.002, # seconds between two looks
 ):              # bytes
-    "How far the memory of this process rises while `way` runs."
+    "How far the memory of this process rises while `way` runs, for the second time: the first touches its inputs."
+    way()
     process, done, seen = psutil.Process(), threading.Event(), []
     def look():
         while not done.wait(pause): seen.append(process.memory_info().rss)
@@ -788,7 +790,8 @@ def gcutmix_bench(
     bench = Bench(**given)
     for name in PARTS if part == "all" else [part]:
         result = measure(name, bench)
-        file = Path(out)/f"{name}-{bench.device}.json"
+        network = [bench.backbone]*(bench.backbone != Bench.backbone)
+        file = Path(out)/f"{'-'.join([name, *network, bench.device])}.json"
         write_atomically(file, lambda path: path.write_text(json.dumps(result, indent=1)))
         for c in result["comparisons"]:
             print(c["title"], *(f"{way} {r['median']:.3g}" for way, r in c["ratios"].items()), sep="; ")

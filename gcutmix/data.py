@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'parse_name', 'Split', 'read_split', 'check_matches', 'ReIDDataset', 'check_counts', 'extract_cuhk03',
-           'load_dataset', 'load_images', 'to_device', 'keyed_generator', 'random_flip', 'normalize', 'cutout',
-           'random_erasing', 'augment']
+           'validation_part', 'load_dataset', 'load_images', 'to_device', 'keyed_generator', 'random_flip', 'normalize',
+           'cutout', 'random_erasing', 'augment']
 
 # %% ../nbs/00_data.ipynb #d6cf8254
 import errno, hashlib, os, re, shutil, tempfile
@@ -174,14 +174,30 @@ def _make_cuhk03(root, variant, progress):
     extract_cuhk03(mat, config, root/"cuhk03-np"/variant, variant, progress)
     return root/"cuhk03-np"/variant
 
-# %% ../nbs/00_data.ipynb #a545f79d
+# %% ../nbs/00_data.ipynb #7ac43acc
+def validation_part(
+    data, # `ReIDDataset`
+    every=5, # of the training identities, each `every`-th is held out
+) -> ReIDDataset: # named NAME-validation; its query and gallery are pictures of `data.train`
+    "The training identities split once more. The first picture of a held-out person in each camera is a query."
+    train = data.train
+    held = np.isin(train.pids, np.unique(train.pids)[::every])
+    first = np.zeros(len(train), dtype=bool)
+    first[np.unique(np.stack((train.pids, train.camids)), axis=1, return_index=True)[1]] = True
+    def part(keep): return Split([p for p, k in zip(train.paths, keep) if k], train.pids[keep], train.camids[keep])
+    return ReIDDataset(f"{data.name}-validation", data.root, part(~held), part(held & first), part(held & ~first))
+
+# %% ../nbs/00_data.ipynb #345db22a
 def load_dataset(
     name, # a name of `TABLE1`, "pedestrians", or any other name for a folder of your own in Market layout
+    # with "-validation" behind it: the training identities alone, see `validation_part`
     root=None, # the data set's folder or the one above; default: $GCUTMIX_DATA, else `data`
     check=True, # compare with `TABLE1`; for other names, ask that each query has a match
     progress=True, # show a bar where pictures must be extracted first
 ) -> ReIDDataset:
     "Read the three splits of a data set. Pedestrians that are not there are drawn."
+    if name.endswith("-validation"):
+        return validation_part(load_dataset(name.removesuffix("-validation"), root, check, progress))
     base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
     tried = [base/d for d in _folders.get(name, [""])]
     folder = next((d for d in tried if (d/_layout["train"]).is_dir()), None)

@@ -87,7 +87,7 @@ def match_places(
     if len(matches) == 0: return matches
     row[junk] = np.inf
     values = row[matches]
-    near = np.sort(row[row <= values.max()])
+    near = np.sort(row.compress(row <= values.max())) # as row[...], in half the time
     places = near.searchsorted(values)
     for i in np.flatnonzero(near.searchsorted(values, "right") - places > 1):
         places[i] += np.count_nonzero(row[:matches[i]] == values[i])
@@ -191,7 +191,8 @@ def evaluate(
     """`Metrics` of ranking the gallery for each query. A gallery image with the query's pid and camid is left out;
     a query without a match is ignored and counted. Equal distances: the lower gallery index first. `l2` and
     "cosine" copy the features. ValueError for input that cannot be ranked."""
-    n = max(1, int(chunk_mb*2**17/max(1, len(gallery_features)))) # 8 bytes a distance
+    bytes_each = 8 if rerank else max(4, *(getattr(f, "itemsize", 8) for f in (query_features, gallery_features)))
+    n = max(1, int(chunk_mb*2**20/bytes_each/max(1, len(gallery_features))))
     dist, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids,
                                       metric, l2, rerank, device, n)
     same, places = images_of(qp, gp), []

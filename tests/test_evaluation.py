@@ -253,8 +253,11 @@ def test_memory_is_bounded(monkeypatch):
         return call
     monkeypatch.setattr(ev, "distance_to", spy)
     six = people(Q=300, G=1000)
-    evaluate(*six, chunk_mb=.1)
-    assert len(seen) > 20 and max(seen) <= .1*2**20
+    single = six[0].float(), *six[1:3], six[3].float(), *six[4:]
+    for more, size in ((single, 4), ((six[0].double(), *single[1:]), 8)): # the wider type decides
+        seen.clear()
+        evaluate(*more, chunk_mb=.1)
+        assert len(seen) == -(-300//(int(.1*2**20)//(size*1000))) and max(seen) <= .1*2**20
 
 
 def test_console_script_options():
