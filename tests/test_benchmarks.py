@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from gcutmix import benchmarks
-from gcutmix.benchmarks import (Bench, Job, RandomMasks, Stopwatch, Textbook, Watched, bench_command, comparison, crowd, gcutmix_bench, measure,
-                                measure_levers, peak_memory, plot_benchmarks, rank_by_argsort, rank_by_counting, read_benchmarks, step_flop,
-                                stretches, take_turns, torchreid_rankings)
+from gcutmix import benchmarks, benchmarks_retrieval, benchmarks_step
+from gcutmix.benchmarks import Bench, bench_command, comparison, measure, plot_benchmarks, read_benchmarks, take_turns
+from gcutmix.benchmarks_retrieval import crowd, gcutmix_bench, rank_by_argsort, rank_by_counting, torchreid_rankings
+from gcutmix.benchmarks_step import Job, RandomMasks, Stopwatch, Textbook, measure_levers, peak_memory, step_flop, stretches, watch
 from gcutmix.blocks import block_mask
 from gcutmix.evaluation import distance_to
 
@@ -97,7 +97,7 @@ def fake_torchreid(folder, text):
 
 
 def test_torchreid_is_optional(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmarks_retrieval.importlib.util, "find_spec", lambda name: None)
     ways, remark = torchreid_rankings()
     assert ways == {} and "not installed" in remark
 
@@ -116,17 +116,17 @@ def test_torchreid_takes_part_where_it_loads(tmp_path, monkeypatch, text, names,
 
 def test_a_lever_that_breaks_is_left_out_with_its_reason(monkeypatch):
     def breaks(model): raise OSError("no compiler in /usr/somewhere\nmore")
-    monkeypatch.setitem(benchmarks.LEVERS, "compile", dict(compiled=breaks))
+    monkeypatch.setitem(benchmarks_step.LEVERS, "compile", dict(compiled=breaks))
     found = measure_levers(replace(SMALL, levers=("fused", "compile", "graphs")))
     assert found["skipped"] == {"compile": "OSError: no compiler in ...", "graphs": "needs CUDA"}
     assert list(found["comparisons"][0]["seconds"]) == ["default", "fused"]
 
 
 def test_stretches_cover_a_step():
-    job = Job(SMALL, Watched)
-    job.model.watch(Stopwatch("cpu"))
-    names = list(stretches(job))
-    assert names == list(stretches(job)) and names[0] == "gather and augment" and names[-1] == "Adam"
+    job, clock = Job(SMALL), Stopwatch("cpu")
+    watch(job.model, clock)
+    names = list(stretches(job, clock))
+    assert names == list(stretches(job, clock)) and names[0] == "gather and augment" and names[-1] == "Adam"
     assert names.index("heads, losses, mix, backward") < names.index("bottleneck, backward") < names.index("backbone, backward")
 
 

@@ -25,7 +25,7 @@ def cells(name): return json.loads((ROOT/"nbs"/name).read_text())["cells"]
 
 def test_no_notebook_is_missing():
     numbers = [name[:2] for name in NOTEBOOKS if name != "index.ipynb"]
-    assert numbers == [f"{n:02d}" for n in range(14)]
+    assert numbers == [f"{n:02d}" for n in range(16)]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
