@@ -257,8 +257,8 @@ def lever_facts(bench, jobs, seconds):
     "How far each lever moves the loss, its images a second, and the projection of a whole run."
     losses = {name: torch.stack(job.losses).cpu() for name, job in jobs.items()}
     rates = {name: bench.batch/np.median(times) for name, times in seconds.items()}
-    facts = [fact(f"largest difference of the loss, {name}", (loss - losses["default"]).abs().max())
-             for name, loss in losses.items()]
+    facts = [fact(f"difference of the loss, {step} step, {name}", (loss - losses["default"]).abs()[i])
+             for name, loss in losses.items() if name != "default" for i, step in enumerate(("first", "second"))]
     facts += [fact(f"images a second, {name}", rate) for name, rate in rates.items()]
     if bench.device != "cuda": return facts
     minutes = 23_500*bench.batch/max(rates.values())/60

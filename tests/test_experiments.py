@@ -97,7 +97,8 @@ def test_interval_is_students(n):
 
 
 def committed():
-    return [path for path in sorted(RESULTS.glob("*/*.json")) if read_results(path.parent) and path.stem[0] in "GBP"]
+    return [path for path in sorted(RESULTS.glob("*/*.json"))
+            if read_results(path.parent) and path.stem[0] in "GBP" and not path.parent.name.endswith("-validation")]
 
 
 @pytest.mark.parametrize("path", committed(), ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -125,10 +126,18 @@ def test_deleting_a_result_empties_exactly_its_cells(path, tmp_path):
             if own == cell: assert b["rank-1"] == b["mAP"] == b["seeds"] == ""
 
 
+def test_settings_were_compared_on_training_people():
+    runs = read_results(RESULTS/"cuhk03-p1-detected-validation")
+    assert len(runs) > 1 and {r["recipe"]["dataset"] for r in runs} == {"cuhk03-p1-detected-validation"}
+    assert len({json.dumps(r["data"], sort_keys=True) for r in runs}) == 1 # the same people held out
+    assert {r["metrics"]["num_queries"] + r["metrics"]["num_ignored"] for r in runs} == {178}
+
+
 def test_tables_of_the_committed_files(tmp_path):
     text = reproduced("gcutmix_tables", "--results", str(RESULTS), "--out", str(tmp_path/"tables"))
     assert f"{len(committed())} results" in text
     assert markdown(table(read_results(RESULTS/"pedestrians"), "3", "pedestrians")) in (tmp_path/"tables"/"tables.md").read_text()
+    assert "validation" not in (tmp_path/"tables"/"tables.md").read_text()
     sizes = {path.name: path.stat().st_size for path in (tmp_path/"tables").glob("*.*g")}
     assert {"pedestrians-curves.svg", "pedestrians-k.svg", "pedestrians-cmc.svg", "pedestrians-mix.png",
             "pedestrians-attention.png", "pedestrians-ranked.png"} <= set(sizes)
