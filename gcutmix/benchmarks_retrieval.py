@@ -91,8 +91,7 @@ def extra_rss(
     way,        # called without arguments
     pause=.002, # seconds between two looks
 ):              # bytes
-    "How far the memory of this process rises while `way` runs, for the second time: the first touches its inputs."
-    way()
+    "How far the memory of this process rises while `way` runs."
     process, done, seen = psutil.Process(), threading.Event(), []
     def look():
         while not done.wait(pause): seen.append(process.memory_info().rss)

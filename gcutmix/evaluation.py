@@ -56,7 +56,11 @@ def extract_features(
     return torch.cat(parts)
 
 # %% ../nbs/08_evaluation.ipynb #47386a10
-def _squares(x): return torch.cat([part.square().sum(1) for part in x.split(64)]) # in parts that fit the cache, not as a copy of x
+def _squares(x):
+    "Of the rows' lengths: in parts that fit the cache, and into one tensor, since many small ones tear the heap apart."
+    out = x.new_empty(len(x))
+    for part, into in zip(x.split(64), out.split(64)): torch.sum(part.square(), 1, out=into)
+    return out
 
 def distance_to(
     gallery,             # (G,D); for "cosine" with rows of length 1
