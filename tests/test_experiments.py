@@ -130,7 +130,7 @@ def test_settings_were_compared_on_training_people():
     runs = read_results(RESULTS/"cuhk03-p1-detected-validation")
     assert len(runs) > 1 and {r["recipe"]["dataset"] for r in runs} == {"cuhk03-p1-detected-validation"}
     assert len({json.dumps(r["data"], sort_keys=True) for r in runs}) == 1 # the same people held out
-    assert {r["metrics"]["num_queries"] + r["metrics"]["num_ignored"] for r in runs} == {178}
+    assert all(len(r["history"]) == r["recipe"]["epochs"] and "-changed" not in r["code"] for r in runs)
 
 
 def test_tables_of_the_committed_files(tmp_path):
