@@ -216,9 +216,9 @@ def draw_ratio(ax, y, ratio):
     ax.plot([ratio["low"], ratio["high"]], [y, y], color="black", lw=1)
     ax.text(max(median, ratio["high"], 1), y, f"  {median:.3g}", va="center", fontsize=7)
 
-def draw_race(ax, y, c, device):
+def draw_race(ax, y, c, where):
     "One comparison: its title at y, its ways below it. A dict of places and names."
-    ax.text(.01, y, f"{c['title']} ({device})", fontsize=8, weight="bold", va="center",
+    ax.text(.01, y, f"{c['title']} ({where})", fontsize=8, weight="bold", va="center",
             transform=ax.get_yaxis_transform())
     if c["floor"]: ax.plot(c["floor"]/np.median(c["seconds"][c["ours"]]), y + 1, "kD", ms=4)
     for i, ratio in enumerate(c["ratios"].values(), 1): draw_ratio(ax, y + i, ratio)
@@ -227,12 +227,13 @@ def draw_race(ax, y, c, device):
 # %% ../nbs/12_benchmarks.ipynb #5eeeafb0
 def plot_benchmarks(results):
     "A figure of all comparisons on a logarithmic axis: ours at 1, the others as bars, the floor a diamond."
-    races = [(r["device"], c) for r in results for c in r["comparisons"] if len(c["ratios"]) > 1]
+    def where(r): return ", ".join(name for name in (r["settings"]["backbone"], r["device"]) if name != Bench.backbone)
+    races = [(where(r), c) for r in results for c in r["comparisons"] if len(c["ratios"]) > 1]
     y = np.cumsum([0] + [len(c["ratios"]) + 1.3 for _, c in races])
     right = max(r["high"] for _, c in races for r in c["ratios"].values())
     fig, ax = plt.subplots(figsize=(7.5, .21*y[-1] + .6), dpi=90)
     names = {} # by their places
-    for top, (device, c) in zip(y, races): names |= draw_race(ax, top, c, device)
+    for top, (place, c) in zip(y, races): names |= draw_race(ax, top, c, place)
     ax.axvline(1, color="grey", lw=.8)
     ax.set(xscale="log", xlim=(None, 1.6*right**1.1), yticks=list(names), yticklabels=names.values(),
            ylim=(y[-1] - .6, -.8), xlabel="time / our time; the diamond is the floor")
