@@ -155,7 +155,8 @@ def origin(part, bench):
 # %% ../nbs/12_benchmarks.ipynb #c2195d0b
 def measure(part, bench):
     "One part's numbers with all that a reader needs to judge them, as a dict. ValueError for an unknown part."
-    if part not in PARTS: raise ValueError(f"part {part!r}: expected one of {', '.join(PARTS)}, or all")
+    if part not in PARTS: raise ValueError(f"part {part!r}: expected one of {', '.join(PARTS)}, or all "
+                                            "(they come with gcutmix.benchmarks_retrieval)")
     before, start = torch.get_num_threads(), time.monotonic()
     if bench.threads: torch.set_num_threads(bench.threads)
     try: return origin(part, bench) | PARTS[part](bench) | dict(seconds=round(time.monotonic() - start, 1))

@@ -190,12 +190,12 @@ def validation_part(
 # %% ../nbs/00_data.ipynb #345db22a
 def load_dataset(
     name, # a name of `TABLE1`, "pedestrians", or any other name for a folder of your own in Market layout
-    # with "-validation" behind it: the training identities alone, see `validation_part`
     root=None, # the data set's folder or the one above; default: $GCUTMIX_DATA, else `data`
     check=True, # compare with `TABLE1`; for other names, ask that each query has a match
     progress=True, # show a bar where pictures must be extracted first
 ) -> ReIDDataset:
-    "Read the three splits of a data set. Pedestrians that are not there are drawn."
+    """Read the three splits of a data set. Pedestrians that are not there are drawn.
+    NAME-validation: the training identities of NAME alone, see `validation_part`."""
     if name.endswith("-validation"):
         return validation_part(load_dataset(name.removesuffix("-validation"), root, check, progress))
     base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))

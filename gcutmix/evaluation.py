@@ -91,7 +91,7 @@ def match_places(
     if len(matches) == 0: return matches
     row[junk] = np.inf
     values = row[matches]
-    near = np.sort(row.compress(row <= values.max())) # as row[...], in half the time
+    near = np.sort(row.compress(row <= values.max())) # faster than row[...]
     places = near.searchsorted(values)
     for i in np.flatnonzero(near.searchsorted(values, "right") - places > 1):
         places[i] += np.count_nonzero(row[:matches[i]] == values[i])
