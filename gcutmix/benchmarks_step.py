@@ -247,11 +247,11 @@ def step_in_process(bench, environment):
     return float(done.stdout.splitlines()[-1])
 
 # %% ../nbs/14_benchmarks_step.ipynb #e0882ad5
-def measure_allocator(bench):
+def measure_allocator(bench, *floor):
     "Default allocator against one that keeps what was freed, as `make demo` sets it."
     ways = {"default": {}, "keeps freed memory": KEEP_FREED}
     turns = [{name: step_in_process(bench, ways[name]) for name in ways} for _ in range(bench.repeats)]
-    return comparison("training step, C allocator", {name: [turn[name] for turn in turns] for name in ways})
+    return comparison("training step, C allocator", {name: [turn[name] for turn in turns] for name in ways}, *floor)
 
 def lever_facts(bench, jobs, seconds):
     "How far each lever moves the loss, its images a second, and the projection of a whole run."
@@ -272,8 +272,9 @@ def measure_levers(bench):
         if name not in known: raise ValueError(f"lever {name!r}: expected one of {', '.join(known)}")
     names = bench.levers or [name for name in known if name != "whole"] # its compilation takes minutes
     jobs, skipped = usable(bench, [name for name in names if name in LEVERS])
-    comparisons = [race("training step, one lever at a time", jobs, bench)]
-    if "allocator" in names: comparisons.append(measure_allocator(bench))
+    floor = step_flop(bench)*bench.batch/machine_rates(bench.device)["matrix"], "operations / matrix rate"
+    comparisons = [race("training step, one lever at a time", jobs, bench, *floor)]
+    if "allocator" in names: comparisons.append(measure_allocator(bench, *floor))
     return dict(comparisons=comparisons, facts=lever_facts(bench, jobs, comparisons[0]["seconds"]), skipped=skipped)
 
 # %% ../nbs/14_benchmarks_step.ipynb #8e956a65
