@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from conftest import ROOT
-from gcutmix.experiments import (PAPER, TABLES, by_setting, cell_of, cells, interval, markdown, missing, plan, read_results,
-                                 reproduce, run_one, table)
+from gcutmix.experiments import (PAPER, TABLES, by_setting, cell_of, cells, interval, markdown, missing, overlap_rows, plan,
+                                 read_attention, read_results, reproduce, run_one, table)
 from gcutmix.training import make_preset, run_paths
 
 RESULTS = ROOT/"results"
@@ -155,3 +155,12 @@ def test_cells_follow_the_papers_text():
     cuhk, duke = (cells(make_preset("paper", name)) for name in ("cuhk03-detected", "dukemtmc-reid"))
     assert (cuhk["PC2"].k, duke["PC2"].k) == (8, 6) and len(cuhk) == len(duke) == 12
     assert list(cuhk)[:5] == ["G", "BDB3", "PC2", "PC1", "BDB"] and {c.partner for c in cuhk.values()} == {"negative", "positive", "any"}
+
+
+def test_overlaps_of_other_partners_stay_apart():
+    attention = read_attention(RESULTS/"pedestrians")
+    mine = next(r for r in attention if r["recipe"]["variant"] == "PC2")
+    other = mine | {"recipe": mine["recipe"] | {"partner": "any"}}
+    rows = overlap_rows([mine, other])
+    assert [row["network"] for row in rows] == ["PC2"]*3 + ["PC2-any"]*3
+    assert {row["networks"] for row in rows} == {"1"}
