@@ -7,7 +7,7 @@ __all__ = ['BACKWARD_FLOP', 'RIVALS', 'LEVERS', 'KEEP_FREED', 'SECOND_STEP', 'ME
            'step_flop', 'RandomMasks', 'NoMixing', 'Textbook', 'storages', 'Allocations', 'peak_memory',
            'mixing_memory', 'measure_layout', 'measure_step', 'compile_parts', 'usable', 'step_in_process',
            'measure_allocator', 'lever_facts', 'measure_levers', 'Stopwatch', 'watch', 'stretches', 'operators',
-           'measure_profile']
+           'bytes_of', 'Roofline', 'measure_profile']
 
 # %% ../nbs/14_benchmarks_step.ipynb #9606de03
 import json, os, re, subprocess, sys, time, weakref
@@ -338,10 +338,31 @@ def operators(job, top=12):
     total = sum(map(time_of, events))
     return [dict(operator=e.key[:60], ms=time_of(e), share=time_of(e)/total, calls=e.count) for e in events[:top]]
 
-# %% ../nbs/14_benchmarks_step.ipynb #1eadb01e
+# %% ../nbs/14_benchmarks_step.ipynb #3d1a203d
+def bytes_of(tree):
+    "Bytes behind all tensors in arguments or results, each time they occur; an expanded one has what it stores."
+    return sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
+
+class Roofline(TorchDispatchMode):
+    "The `seconds` that the operators run under it need at least, on a machine with these `machine_rates`."
+    def __init__(self, rates):
+        super().__init__()
+        self.rates, self.seconds = rates, 0
+        self.formulas = FlopCounterMode(display=False, custom_mapping=BACKWARD_FLOP).flop_registry
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        if op.is_view or "empty" in op.name(): return out # nothing is touched
+        formula = self.formulas.get(op._overloadpacket)
+        flop = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
+        self.seconds += max(flop/self.rates["matrix"], bytes_of((args, kwargs, out))/self.rates["copy"])
+        return out
+
+# %% ../nbs/14_benchmarks_step.ipynb #1efc1db0
 def measure_profile(bench):
-    "Where the time of one of our steps goes: stretches and operators."
-    job, clock = Job(bench), Stopwatch(bench.device)
+    "Where the time of one of our steps goes: stretches and operators; and how far every operator could go."
+    job, clock, rates = Job(bench), Stopwatch(bench.device), machine_rates(bench.device)
+    with Roofline(rates) as roofline: job()
     watch(job.model, clock)
     turns = [stretches(job, clock) for _ in range(1 + bench.repeats)][1:]
     ms = {name: 1e3*float(np.median([turn[name] for turn in turns])) for name in turns[0]}
@@ -349,6 +370,8 @@ def measure_profile(bench):
     rows = [dict(stretch=name, ms=t, share=t/total) for name, t in ms.items()]
     return dict(comparisons=[], stretches=rows, operators=operators(job), facts=[
         fact("the whole step, watched", total, "ms"),
+        fact("floor: operations / matrix rate", 1e3*step_flop(bench)*bench.batch/rates["matrix"], "ms"),
+        fact("floor: every operator's operations or bytes, the slower of the two", 1e3*roofline.seconds, "ms"),
         fact(f"{', '.join(ours)}: share of a step", sum(ms[name] for name in ours)/total, at_most=.03)])
 
 # %% ../nbs/14_benchmarks_step.ipynb #444c29ba
