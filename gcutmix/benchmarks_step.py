@@ -7,7 +7,7 @@ __all__ = ['BACKWARD_FLOP', 'RIVALS', 'LEVERS', 'KEEP_FREED', 'SECOND_STEP', 'ME
            'step_flop', 'RandomMasks', 'NoMixing', 'Textbook', 'storages', 'Allocations', 'peak_memory',
            'mixing_memory', 'measure_layout', 'measure_step', 'compile_parts', 'usable', 'step_in_process',
            'measure_allocator', 'lever_facts', 'measure_levers', 'Stopwatch', 'watch', 'stretches', 'operators',
-           'bytes_of', 'Roofline', 'measure_profile']
+           'bytes_of', 'Roofline', 'roofline_of', 'measure_profile']
 
 # %% ../nbs/14_benchmarks_step.ipynb #9606de03
 import json, os, re, subprocess, sys, time, weakref
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from .benchmarks import PARTS, comparison, fact, machine_rates, race, synchronize
+from .benchmarks import PARTS, comparison, fact, machine_rates, race, seconds_of, synchronize
 from .cutmix import sample_partners
 from .data import augment, keyed_generator
 from .gradcam import class_activation_map
@@ -344,34 +344,50 @@ def bytes_of(tree):
     return sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in tree_leaves(tree) if isinstance(x, torch.Tensor))
 
 class Roofline(TorchDispatchMode):
-    "The `seconds` that the operators run under it need at least, on a machine with these `machine_rates`."
-    def __init__(self, rates):
+    """Seconds of every operator that runs under it: those it `spent`, and those it needs at `least`
+    on a machine with these `machine_rates`."""
+    def __init__(self, rates, device="cpu"):
         super().__init__()
-        self.rates, self.seconds = rates, 0
+        self.rates, self.device, self.spent, self.least = rates, device, defaultdict(float), defaultdict(float)
         self.formulas = FlopCounterMode(display=False, custom_mapping=BACKWARD_FLOP).flop_registry
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        out = op(*args, **(kwargs or {}))
-        if op.is_view or "empty" in op.name(): return out # nothing is touched
+        kwargs, name = kwargs or {}, op._overloadpacket.__name__
+        groups = [value for argument, value in zip(op._schema.arguments, args) if argument.name == "groups"]
+        if max(groups, default=1) > 1: name += ", grouped"
+        results = []
+        self.spent[name] += seconds_of(lambda: results.append(op(*args, **kwargs)), self.device)
+        out = results.pop()
+        if op.is_view or "empty" in name: return out # nothing is touched
         formula = self.formulas.get(op._overloadpacket)
-        flop = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
-        self.seconds += max(flop/self.rates["matrix"], bytes_of((args, kwargs, out))/self.rates["copy"])
+        flop = formula(*args, **kwargs, out_val=out) if formula else 0
+        self.least[name] += max(flop/self.rates["matrix"], bytes_of((args, kwargs, out))/self.rates["copy"])
         return out
 
-# %% ../nbs/14_benchmarks_step.ipynb #1efc1db0
+# %% ../nbs/14_benchmarks_step.ipynb #c338d31c
+def roofline_of(job, top=8):
+    "One step under `Roofline`: the operators that take longest, as a list of dicts, and the seconds of all at least."
+    job()
+    with Roofline(machine_rates(job.bench.device), job.bench.device) as roofline: job()
+    spent, least = roofline.spent, roofline.least
+    return [dict(operator=name, ms=1e3*spent[name], floor_ms=1e3*least[name])
+            for name in sorted(spent, key=spent.get, reverse=True)[:top]], sum(least.values())
+
+# %% ../nbs/14_benchmarks_step.ipynb #3699c650
 def measure_profile(bench):
     "Where the time of one of our steps goes: stretches and operators; and how far every operator could go."
-    job, clock, rates = Job(bench), Stopwatch(bench.device), machine_rates(bench.device)
-    with Roofline(rates) as roofline: job()
+    job, clock = Job(bench), Stopwatch(bench.device)
+    roofline, least = roofline_of(job)
+    floor = step_flop(bench)*bench.batch/machine_rates(bench.device)["matrix"]
     watch(job.model, clock)
     turns = [stretches(job, clock) for _ in range(1 + bench.repeats)][1:]
     ms = {name: 1e3*float(np.median([turn[name] for turn in turns])) for name in turns[0]}
     total, ours = sum(ms.values()), METHOD.values()
     rows = [dict(stretch=name, ms=t, share=t/total) for name, t in ms.items()]
-    return dict(comparisons=[], stretches=rows, operators=operators(job), facts=[
+    return dict(comparisons=[], stretches=rows, operators=operators(job), roofline=roofline, facts=[
         fact("the whole step, watched", total, "ms"),
-        fact("floor: operations / matrix rate", 1e3*step_flop(bench)*bench.batch/rates["matrix"], "ms"),
-        fact("floor: every operator's operations or bytes, the slower of the two", 1e3*roofline.seconds, "ms"),
+        fact("floor: operations / matrix rate", 1e3*floor, "ms"),
+        fact("floor: every operator's operations or bytes, the slower of the two", 1e3*least, "ms"),
         fact(f"{', '.join(ours)}: share of a step", sum(ms[name] for name in ours)/total, at_most=.03)])
 
 # %% ../nbs/14_benchmarks_step.ipynb #444c29ba
