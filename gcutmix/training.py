@@ -76,7 +76,7 @@ def make_preset(
     recipes = {
         "paper": dict(k=8 if dataset.startswith("cuhk03") else 6),
         "released": dict(k=3, epochs=400, warmup_shape="staircase", label_smoothing=.1, cam_grad="batch"),
-        "small": dict(backbone="mobilenet_v2", size=(192, 64), dim=256, k=2, lr=6e-4, # 2 of 8 blocks: a quarter, too
+        "small": dict(backbone="mobilenet_v2", size=(192, 64), dim=256, k=2, # 2 of 8 blocks: a quarter, too
                       epochs=80, warmup=8, decay_at=(40, 64), eval_every=10),
         "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, k=6, lr=1e-2,
                      epochs=30, warmup=3, decay_at=(18, 26), eval_every=10)}
