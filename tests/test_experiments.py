@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from conftest import ROOT
-from gcutmix.experiments import (PAPER, TABLES, by_setting, cell_of, cells, interval, markdown, missing, overlap_rows, plan,
+from gcutmix.experiments import (PAPER, PRESETS, TABLES, by_setting, cell_of, cells, interval, markdown, missing, overlap_rows, plan,
                                  read_attention, read_results, reproduce, run_one, table)
 from gcutmix.training import make_preset, run_paths
 
@@ -105,7 +105,9 @@ def committed():
 def test_committed_results_are_named_after_their_cell(path):
     result = json.loads(path.read_text())
     made = result["recipe"]
-    assert path.stem == f"{cell_of(made)}-{made['backbone']}-s{made['seed']}" and path.parent.name == made["dataset"]
+    dataset, _, rate = path.parent.name.partition("-lr") # a folder without a rate holds the preset's
+    assert path.stem == f"{cell_of(made)}-{made['backbone']}-s{made['seed']}" and dataset == made["dataset"]
+    assert made["lr"] == (float(rate) if rate else make_preset(PRESETS[dataset]).lr)
     assert len(result["history"]) == made["epochs"] and result["history"][-1]["rank1"] == result["metrics"]["rank1"]
     assert "-changed" not in result["code"]
 
