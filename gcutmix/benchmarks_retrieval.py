@@ -48,8 +48,8 @@ def crowd(
 def rank_by_counting(distances, qp, qc, gp, gc):
     "Chapter 8's ranking on a whole matrix: (Q,) average precision. Overwrites the distances of the junk."
     same = images_of(qp, gp)
-    return summarize([match_places(row, s[gc[s] != camid], s[gc[s] == camid])
-                      for row, s, camid in zip(distances, same, qc)]).ap
+    junk = [gc[s] == camid for s, camid in zip(same, qc)]
+    return summarize([match_places(row, s[~j], s[j]) for row, s, j in zip(distances, same, junk)]).ap
 
 # %% ../nbs/15_benchmarks_retrieval.ipynb #1c38f709
 def rank_by_argsort(distances, qp, qc, gp, gc, kind=None):
@@ -125,7 +125,7 @@ def measure_ranking(bench, distances, ids):
               for name, limit in {"ours": 100, "argsort of whole rows": None}.items()]
     result = race("ranking, {:,} x {:,}".format(*distances.shape), ways, bench,
                   distances.nbytes/machine_rates("cpu")["copy"], "reading the distances once", warmup=0)
-    ours = np.median(result["seconds"]["ours"])
+    ours = np.median(take_turns({"ours": ways["ours"]}, 9)["ours"]) # more turns than the slow peers can take
     return result, facts + [fact("ranking after distances", ours, "s", at_most=.3)], remark
 
 # %% ../nbs/15_benchmarks_retrieval.ipynb #08987b78
