@@ -91,11 +91,13 @@ def match_places(
     if len(matches) == 0: return matches
     row[junk] = np.inf
     values = row[matches]
-    near = np.sort(row.compress(row <= values.max())) # faster than row[...]
+    near = row.compress(row <= values.max()) # faster than row[...]
+    near.sort()
     places = near.searchsorted(values)
-    for i in np.flatnonzero(near.searchsorted(values, "right") - places > 1):
+    for i in (near.searchsorted(values, "right") - places > 1).nonzero()[0]:
         places[i] += np.count_nonzero(row[:matches[i]] == values[i])
-    return np.sort(places) + 1
+    places.sort()
+    return places + 1
 
 # %% ../nbs/08_evaluation.ipynb #e1bf868f
 @dataclass(repr=False)
