@@ -472,7 +472,7 @@ def overlap_rows(
     "How much the maps and the top blocks of two branches have in common, in per cent, mean over networks."
     pairs = defaultdict(list)
     for r in results:
-        for o in r["overlap"]: pairs[cell_of(r["recipe"]), *o["branches"]].append(o)
+        for o in r["overlap"]: pairs[(cell_of(r["recipe"]), *o["branches"])].append(o)
     return [{"network": network, "branches": f"{a} and {b}", "networks": str(len(found))}
             | {head: f"{100*np.mean([o[key] for o in found]):.1f}" for key, head in
                (("maps", "maps"), ("blocks", "top blocks"), ("blocks_by_chance", "by chance"))}
