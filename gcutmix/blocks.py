@@ -15,7 +15,7 @@ def block_scores(
 ):                # (N,H/bh,W/bw)
     "e of Eq. 2: the sum of the map over each block. ValueError where the blocks do not divide the map."
     (n, h, w), (bh, bw) = cam.shape, block
-    if h % bh or w % bw:
+    if min(bh, bw) < 1 or h % bh or w % bw:
         raise ValueError(f"a {h}x{w} map cannot be cut into blocks of {bh}x{bw}: {h} must be a multiple of {bh}"
                          f" and {w} of {bw}; choose another `block`, or an image size that gives another map")
     return cam.reshape(n, h//bh, bh, w//bw, bw).sum((2, 4))

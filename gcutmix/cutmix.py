@@ -17,13 +17,14 @@ def feature_cutmix(
     "Eq. 3. The gradient flows into each map where it is visible, and stops at the mask."
     return torch.where(mask.bool(), anchor, partner)
 
-# %% ../nbs/03_feature_cutmix.ipynb #5c23a030
+# %% ../nbs/03_feature_cutmix.ipynb #723e5a0a
 def partner_matrix(
     pids,            # (N,) identities
     # "negative": another identity; "positive": another image of the same one; "any": any other image
     mode="negative",
 ):                   # (N,N) bool: may image j fill the holes of image i?
     "The partners that Table 4 compares (N, P, P+N). Never the image itself. ValueError for another mode."
+    pids = torch.as_tensor(pids)
     other = ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
     same = pids[:, None] == pids
     modes = {"negative": ~same, "positive": same & other, "any": other}
@@ -51,16 +52,18 @@ def sample_partners(
 # %% ../nbs/03_feature_cutmix.ipynb #71fed91f
 def batch_dropblock(
     features,       # (N,C,H,W)
-    height=1/3,     # share of the rows
-    width=1.,       # share of the columns
+    height=1/3,     # share of the rows, at least one
+    width=1.,       # share of the columns, at least one
     generator=None, # torch.Generator on the CPU
 ):                  # (N,C,H,W)
-    """Batch DropBlock (Dai et al., 2019): one random rectangle,
-    the same for all images and channels, is set to 0."""
+    """Batch DropBlock (Dai et al., 2019): one random rectangle, the same for all images and channels, is set to 0.
+    ValueError for a share that is not between 0 and 1."""
+    if not (0 < height <= 1 and 0 < width <= 1):
+        raise ValueError(f"height {height} and width {width} are shares of the map: above 0, at most 1")
     h, w = features.shape[2:]
-    bh, bw = round(h*height), round(w*width)
+    bh, bw = max(1, round(h*height)), max(1, round(w*width))
     top = int(torch.randint(h - bh + 1, (), generator=generator))
     left = int(torch.randint(w - bw + 1, (), generator=generator))
-    keep = torch.ones(h, w, dtype=torch.bool)
-    keep[top:top + bh, left:left + bw] = False
-    return features * keep.to(features.device, features.dtype)
+    hole = torch.zeros(h, w, dtype=torch.bool)
+    hole[top:top + bh, left:left + bw] = True
+    return features.masked_fill(hole.to(features.device), 0.)

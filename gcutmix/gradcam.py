@@ -18,13 +18,20 @@ def class_activation_map(
         return torch.einsum("nc,nchw->nhw", weights.detach().float(), features.detach().float()).relu()
 
 # %% ../nbs/01_gradcam.ipynb #3d138ade
+def _gradient(score, at):
+    "(N,...) derivative of each image's score at its `at`, the graph kept."
+    if score.shape != at.shape[:1]:
+        raise ValueError(f"score {tuple(score.shape)}: expected one scalar an image, ({len(at)},), "
+                         f"such as logits.gather(1, labels[:, None])[:, 0]")
+    return torch.autograd.grad(score.sum(), at, retain_graph=True)[0].float()
+
 def grad_cam(
     features, # (N,C,H,W) map that `score` was computed from
     score,    # (N,) one scalar an image, usually the logit of its class
 ):            # (N,H,W) float32, detached
-    "Eq. 1 by autograd. The graph is kept for the training step, and no `.grad` is written."
-    gradient, = torch.autograd.grad(score.sum(), features, retain_graph=True)
-    return class_activation_map(features, gradient.float().mean((2, 3)))
+    """Eq. 1 by autograd. The graph is kept for the training step, and no `.grad` is written.
+    ValueError for a score of another shape."""
+    return class_activation_map(features, _gradient(score, features).mean((2, 3)))
 
 # %% ../nbs/01_gradcam.ipynb #90035fac
 def pooled_grad_cam(
@@ -32,9 +39,9 @@ def pooled_grad_cam(
     pooled,   # (N,C) its global average or maximum: all that `score` sees of the map
     score,    # (N,) one scalar an image
 ):            # (N,H,W) float32, detached
-    "Eq. 1 by the identity mean(dy/dT) = dy/dp / (HW): a backward pass through the head alone."
-    gradient, = torch.autograd.grad(score.sum(), pooled, retain_graph=True)
-    return class_activation_map(features, gradient.float() / features[0, 0].numel())
+    """Eq. 1 by the identity mean(dy/dT) = dy/dp / (HW): a backward pass through the head alone.
+    ValueError for a score of another shape."""
+    return class_activation_map(features, _gradient(score, pooled) / features[0, 0].numel())
 
 # %% ../nbs/01_gradcam.ipynb #93fa6ac4
 def head_gradient(

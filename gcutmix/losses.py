@@ -22,14 +22,16 @@ def batch_hard_triplet(
     embeddings, # (N,D)
     pids,       # (N,) identities; kept on the CPU they save the GPU a wait
 ):              # scalar
-    "Batch-hard soft-margin triplet loss (Hermans et al., 2017), mean over the images that have a positive and a negative. ValueError where none has."
+    """Batch-hard soft-margin triplet loss (Hermans et al., 2017), mean over the images that have a positive
+    and a negative. ValueError where none has."""
     pids = torch.as_tensor(pids)
     same = pids[:, None] == pids
     positive = same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
     anchors = int((positive.any(1) & (~same).any(1)).sum())
     if not anchors:
-        raise ValueError(f"no triplet in this batch of {len(pids)} images of {len(pids.unique())} identities: it takes two identities "
-                         f"and two images of one of them; PKSampler(p>=2, k>=2) makes such batches")
+        raise ValueError(f"no triplet in this batch of {len(pids)} images of {len(pids.unique())} identities: "
+                         f"it takes two identities and two images of one of them; "
+                         f"PKSampler(p>=2, k>=2) makes such batches")
     distance = pairwise_distance(embeddings.float())
     hardest_positive = distance.masked_fill(~positive.to(distance.device), -torch.inf).amax(1)
     hardest_negative = distance.masked_fill(same.to(distance.device), torch.inf).amin(1)
@@ -45,4 +47,5 @@ def branch_losses(
 ):                      # (cross entropy, triplet), two scalars
     "The two losses of one branch, on its own embedding and logits."
     target = labels.to(logits.device, non_blocking=True)
-    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing), batch_hard_triplet(embedding, labels)
+    return (F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing),
+            batch_hard_triplet(embedding, labels))

@@ -15,7 +15,7 @@ from urllib.error import URLError
 
 import torch
 import torchvision
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -84,13 +84,17 @@ def create_backbone(
     weights=None,
 ):                   # nn.Module: (N,3,H,W) -> (N,C,H/16,W/16), `tiny` (N,128,H/4,W/4)
     """A network without its last down-sampling, pooling and classifier.
-    ValueError for an unknown name, OSError for a failed download."""
+    ValueError for an unknown name of network or weights, OSError for a failed download."""
     if name not in BACKBONES: raise ValueError(f"backbone {name!r}: expected one of {', '.join(BACKBONES)}")
     local = weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors")
     if name == "tiny" and weights and not local:
         raise ValueError(f"nobody publishes weights of tiny, found weights={weights!r}: "
                          f"use None or a local file")
     try: backbone = BACKBONES[name](name, None if local else weights)
+    except KeyError as error:
+        known = ", ".join(torchvision.models.get_model_weights(name).__members__)
+        raise ValueError(f"weights {weights!r} of {name}: expected {known}, None, "
+                         f"or a local .pth, .pt or .safetensors file") from error
     except URLError as error:
         raise OSError(f"the weights {weights!r} of {name} could not be downloaded ({error.reason}); "
                       f"fetch torchvision's file for them elsewhere "
@@ -146,6 +150,11 @@ class Options:
     accumulate: bool = False     # AC2 also keeps AC1's blocks replaced, and chooses among the others
     detach_partner: bool = False # no gradient into what was pasted
 
+    def __post_init__(self):
+        for name, known in (("partner", ("negative", "positive", "any")), ("cam_grad", ("sample", "batch"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}")
+
 @dataclass
 class Step:
     "What one branch leaves behind in a forward pass."
@@ -161,7 +170,7 @@ class ProgressiveNet(nn.Module):
     Training: a list of `Step`; evaluation: (N, branches*dim), the embeddings side by side."""
     def __init__(self, variant, num_classes, backbone="resnet50", weights=None, options=Options()):
         super().__init__()
-        self.recipe = dict(variant=variant, num_classes=num_classes, backbone=backbone, **asdict(options))
+        self.built = dict(variant=variant, num_classes=num_classes, backbone=backbone)
         self.branches, self.options = VARIANTS[variant], options
         self.backbone = create_backbone(backbone, weights)
         channels = [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
@@ -191,6 +200,7 @@ class ProgressiveNet(nn.Module):
 
     def attention(self, step, head, labels):
         "Grad-CAM (N,H,W) of one branch for the labelled class; `labels` (N,)."
+        if labels is None: raise ValueError("Grad-CAM asks where a class is seen: pass the labels of the images")
         labels = labels.to(step.logits.device, non_blocking=True)
         if self.options.cam_grad == "batch":
             return pooled_grad_cam(step.features, step.pooled, step.logits.gather(1, labels[:, None])[:, 0])
@@ -198,8 +208,13 @@ class ProgressiveNet(nn.Module):
                                     / step.features[0, 0].numel())
 
     def mask(self, step, head, labels):
-        "(N,1,H,W): zeros in the k blocks that this branch looks at most."
+        """(N,1,H,W): zeros in the k blocks that this branch looks at most.
+        ValueError where these are all, since nothing of the image would be left."""
         cam = self.attention(step, head, labels)
+        height, width = self.options.block
+        if self.options.k*height*width >= cam[0].numel():
+            raise ValueError(f"k = {self.options.k} blocks of {height}x{width} are the whole {cam.shape[1]}x"
+                             f"{cam.shape[2]} map: choose a smaller k (the paper takes a quarter of the blocks)")
         if not self.options.accumulate or step.mask is None:
             return block_mask(cam, self.options.k, self.options.block)
         cam = cam.masked_fill(step.mask[:, 0] == 0, -torch.inf) # blocks already replaced are chosen last
@@ -233,18 +248,22 @@ def save_model(
     path,   # the .safetensors file
     **meta, # more to remember, such as dataset and size
 ):
-    "Write weights and recipe, atomically."
+    "Write weights and recipe, atomically. The network's own recipe goes before entries of `meta`."
     path = Path(path)
     part = path.with_name(path.name + ".part")
     state = {k: v.contiguous() for k, v in model.state_dict().items()} # the format knows no channels_last
-    save_file(state, part, metadata={"config": json.dumps(model.recipe | meta)})
+    save_file(state, part, metadata={"config": json.dumps(meta | model.built | asdict(model.options))})
     part.replace(path)
 
 def load_model(
     path, # a file that `save_model` wrote
 ):        # (model in evaluation mode, recipe as a dict)
     "Build the network of a file. ValueError where the file is something else."
-    with safe_open(path, "pt") as file: meta = file.metadata() or {}
+    try:
+        with safe_open(path, "pt") as file: meta = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{Path(path).name} is no whole .safetensors file ({error}); "
+                         f"expected one that save_model or gcutmix_train wrote") from error
     if "config" not in meta: raise ValueError(f"{Path(path).name} holds weights but no recipe; "
                                               f"expected a file that save_model or gcutmix_train wrote")
     recipe = json.loads(meta["config"])

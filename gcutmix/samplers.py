@@ -11,7 +11,7 @@ import numpy as np
 # %% ../nbs/05_samplers.ipynb #753de42e
 class PKSampler:
     """Lists of `p*k` indices: `p` identities with `k` images each, every identity at most once an epoch.
-    A pure function of (seed, epoch)."""
+    A pure function of (seed, epoch). ValueError for a `p` or `k` that gives no batch with two of each."""
     def __init__(self,
         pids,   # (N,) identity of each image
         p=16,   # identities in a batch
@@ -20,7 +20,7 @@ class PKSampler:
     ):
         pids = np.asarray(pids)
         order = np.argsort(pids, kind="stable")
-        self.groups = np.split(order, np.flatnonzero(np.diff(pids[order])) + 1)
+        self.groups = [g for g in np.split(order, np.flatnonzero(np.diff(pids[order])) + 1) if len(g)]
         if not 2 <= p <= len(self.groups):
             raise ValueError(f"p = {p} identities a batch, and the data have {len(self.groups)}: "
                              f"choose p from 2 to the number of identities")
