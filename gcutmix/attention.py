@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from fastcore.script import call_parse
 from matplotlib.collections import LineCollection
 from PIL import Image
-from safetensors import SafetensorError
 
 from .blocks import block_mask, block_scores
 from .cutmix import sample_partners
@@ -40,8 +39,7 @@ def open_network(
     ValueError where it is something else."""
     path, wanted = Path(path), "expected the .safetensors file that gcutmix_train writes beside its result"
     if not path.is_file(): raise FileNotFoundError(f"no network {path}; {wanted}")
-    try: model, recipe = load_model(path)
-    except SafetensorError as error: raise ValueError(f"{path.name} is unreadable ({error}); {wanted}") from error
+    model, recipe = load_model(path)
     missing = sorted({"dataset", "size"} - set(recipe))
     if missing: raise ValueError(f"{path.name} does not name its {' and '.join(missing)}; {wanted}")
     beside = path.with_suffix(".json") # the file of the weights knows no seed, the run's result does
@@ -375,13 +373,17 @@ def by_variant(
     results, # of `measure`
 ):           # variant -> its results
     """Results with cue numbers, in the order of Table 3.
-    ValueError where none has any, or where they measured different pictures."""
+    ValueError where none has any, or where they are of different pictures or recipes."""
     found = [r for r in results if "cues" in r]
     if not found: raise ValueError(f"none of {len(results)} results has cue numbers; only drawn pedestrians have cues")
     sets = {(r["split"], *(r["data"][key]["sha256"] for key in ("train", "query", "gallery"))) for r in found}
     if len(sets) > 1: raise ValueError(f"these results measure {len(sets)} sets of pictures; "
                                        f"expected one split of one data set")
     groups = {variant: [r for r in found if r["recipe"]["variant"] == variant] for variant in VARIANTS}
+    for variant, runs in groups.items():
+        for key in runs[0]["recipe"].keys() - {"seed"} if runs else ():
+            if len({str(r["recipe"][key]) for r in runs}) > 1:
+                raise ValueError(f"these results of {variant} differ in {key}: one mean would mix them up")
     return {variant: runs for variant, runs in groups.items() if runs}
 
 def bars(ax, values, group, groups, colour, label, start=0):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'synchronize', 'seconds_of', 'take_turns', 'comparison', 'fact', 'verdict', 'table_of_facts', 'table_of',
-           'best_of', 'machine_rates', 'Bench', 'race', 'bench_command', 'origin', 'measure', 'measure_into', 'words',
-           'gcutmix_bench', 'read_benchmarks', 'draw_ratio', 'draw_race', 'plot_benchmarks', 'benchmark_tables']
+           'best_of', 'machine_rates', 'rates_with', 'Bench', 'race', 'bench_command', 'origin', 'measure',
+           'measure_into', 'words', 'gcutmix_bench', 'read_benchmarks', 'draw_ratio', 'draw_race', 'plot_benchmarks',
+           'benchmark_tables']
 
 # %% ../nbs/12_benchmarks.ipynb #97108a4e
 import json, os, platform, time
@@ -85,9 +86,13 @@ def table_of(comparison):
 # %% ../nbs/12_benchmarks.ipynb #452f524b
 def best_of(way, device="cpu", times=5): return min(seconds_of(way, device) for _ in range(times))
 
-@lru_cache
 def machine_rates(device, n=2048, size=2**28):
-    """Measured once a process. `matrix`: operations a second of float32 products, n x n, with TF32 where convolutions
+    "`rates_with` as many threads as torch has now."
+    return rates_with(torch.get_num_threads(), device, n, size)
+
+@lru_cache
+def rates_with(threads, device, n, size):
+    """Measured once a process and number of threads. `matrix`: operations a second of float32 products, n x n, with TF32 where convolutions
     use it. `copy`: bytes a second, read and written counted together, of `size` bytes."""
     a, b, before = *torch.randn(2, n, n, device=device), torch.get_float32_matmul_precision()
     source, target = torch.zeros(2, size, dtype=torch.uint8, device=device)
@@ -252,7 +257,8 @@ def benchmark_tables(
     text = [f"### {part}"]
     for r in (found := read_benchmarks(folder, part)):
         h, machine = r["hardware"], r["hardware"]["cpu" if r["device"] == "cpu" else "device"]
-        text.append(f"`{r['command']}`: {machine}, {h['threads']} threads, torch {r['packages']['torch']}, "
+        command = " ".join([f"{name}={value}" for name, value in r["environment"].items()] + [r["command"]])
+        text.append(f"`{command}`: {machine}, {h['threads']} threads, torch {r['packages']['torch']}, "
                     f"code {r['code']}, {r['seconds']:.0f} s")
         text += [markdown(table_of(c)) for c in r["comparisons"]] + [markdown(table_of_facts(r["facts"]))]
         remarks = r.get("skipped", {}) | {"torchreid": r.get("torchreid")}

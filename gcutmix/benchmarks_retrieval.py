@@ -18,7 +18,7 @@ import psutil
 import torch
 from PIL import Image
 
-from .benchmarks import PARTS, best_of, fact, machine_rates, race, take_turns
+from .benchmarks import PARTS, best_of, comparison, fact, machine_rates, race, take_turns
 from .benchmarks import gcutmix_bench # the command line: imported from here, it knows all parts
 from .benchmarks_step import Job
 from .data import load_dataset, load_images, read_split
@@ -123,13 +123,15 @@ def measure_ranking(bench, distances, ids):
     ways["ours"] = partial(rank_by_counting, distances.copy(), *ids) # it writes into the places of the junk
     facts += [fact(f"memory of ranking, {name}", extra_rss(ways[name])/2**20, "MiB", limit)
               for name, limit in {"ours": 100, "argsort of whole rows": None}.items()]
+    size, floor = "{:,} x {:,}".format(*distances.shape), distances.nbytes/machine_rates("cpu")["copy"]
     # More turns than the slow peers can take, minutes apart: a shared machine has its moods.
-    alone = partial(take_turns, {"ours": ways["ours"]}, 15)
-    turns = alone()["ours"]
-    result = race("ranking, {:,} x {:,}".format(*distances.shape), ways, bench,
-                  distances.nbytes/machine_rates("cpu")["copy"], "reading the distances once", warmup=0)
-    ours = np.median(turns + alone()["ours"])
-    return result, facts + [fact("ranking after distances", ours, "s", at_most=.3)], remark
+    quick = partial(take_turns, {name: ways[name] for name in ("ours", "argsort of whole rows")}, 15)
+    before = quick()
+    slow = race(f"ranking, {size}, peers", {name: way for name, way in ways.items() if name == "ours" or name in peers},
+                bench, floor, "reading the distances once", warmup=0)
+    turns = {name: before[name] + after for name, after in quick().items()}
+    races = [comparison(f"ranking, {size}", turns, floor, "reading the distances once")] + [slow]*bool(peers)
+    return races, facts + [fact("ranking after distances", np.median(turns["ours"]), "s", at_most=.3)], remark
 
 # %% ../nbs/15_benchmarks_retrieval.ipynb #08987b78
 def measure_evaluation(bench):
@@ -138,15 +140,16 @@ def measure_evaluation(bench):
     queries, gallery, ids = qf.to(bench.device), gf.to(bench.device), (qp, qc, gp, gc)
     to, size = distance_to(gallery), f"{bench.queries:,} x {bench.gallery:,}"
     multiply = {"ours, in chunks": lambda: [to(part).sum() for part in queries.split(400)],
-                "torch.cdist": lambda: torch.cdist(queries, gallery).sum()}
+                "torch.cdist, squared": lambda: torch.cdist(queries, gallery).square_().sum()}
     whole = {"ours": lambda: evaluate(qf, qp, qc, gf, gp, gc, device=bench.device),
-             "whole matrix, argsort": lambda: rank_by_argsort(to(queries).numpy(force=True), *ids)}
+             "whole matrix, argsort": lambda: rank_by_argsort(
+                distance_to(gf.to(bench.device))(qf.to(bench.device)).numpy(force=True), *ids)}
     rise = extra_rss(whole["ours"])/2**20
-    ranking, facts, remark = measure_ranking(bench, to(queries).numpy(force=True), ids)
+    rankings, facts, remark = measure_ranking(bench, to(queries).numpy(force=True), ids)
     floor = 2*bench.queries*bench.gallery*bench.dim/machine_rates(bench.device)["matrix"]
     distances = race(f"distances, {size}, {bench.dim}-d", multiply, bench, floor, "operations / matrix rate")
-    path = race(f"features to metrics, {size}", whole, bench, floor + ranking["floor"], "both floors", warmup=0)
-    return dict(comparisons=[distances, ranking, path], torchreid=remark,
+    path = race(f"features to metrics, {size}", whole, bench, floor + rankings[0]["floor"], "both floors", warmup=0)
+    return dict(comparisons=[distances, *rankings, path], torchreid=remark,
                 facts=facts + [fact("memory of evaluate beyond the features", rise, "MiB", at_most=100)])
 
 # %% ../nbs/15_benchmarks_retrieval.ipynb #efa0c4c1

@@ -257,7 +257,7 @@ def step_in_process(bench, environment):
 def measure_allocator(bench, *floor):
     "Default allocator against one that keeps what was freed, as `make demo` sets it."
     ways = {"default": {}, "keeps freed memory": KEEP_FREED}
-    turns = [{name: step_in_process(bench, ways[name]) for name in ways} for _ in range(bench.repeats)]
+    turns = [{name: step_in_process(bench, ways[name]) for name in list(ways)[::(-1)**i]} for i in range(bench.repeats)]
     return comparison("training step, C allocator", {name: [turn[name] for turn in turns] for name in ways}, *floor)
 
 def lever_facts(bench, jobs, seconds):

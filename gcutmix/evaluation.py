@@ -256,7 +256,7 @@ def _nearest(x, k, rows=256):
         d = to(x[i])
         d[torch.arange(len(i)), i] = -1 # itself first, also where an image is there twice
         nearest.append(d.topk(min(k, len(x)), largest=False).indices)
-        farthest.append(d.amax(1))
+        farthest.append(d.amax(1).clamp(min=torch.finfo(d.dtype).tiny)) # 0 where all images are equal
     return torch.cat(nearest).numpy(force=True), torch.cat(farthest).numpy(force=True)
 
 def mutual_neighbours(

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ROWS', 'COLUMNS', 'PAPER', 'SLIPS', 'TABLES', 'PRESETS', 'CELL', 'T975', 'QUESTIONS', 'STYLES', 'base_k', 'cell_of',
            'cells', 'cells_of_table', 'plan', 'missing', 'read_results', 'read_attention', 'time_left', 'run_one',
-           'reproduce', 'gcutmix_reproduce', 'setting', 'by_setting', 'interval', 'select', 'difference', 'table',
-           'markdown', 'comparisons', 'provenance_line', 'plot_curves', 'plot_k', 'plot_cmc', 'gcutmix_raw',
+           'shortened', 'reproduce', 'gcutmix_reproduce', 'setting', 'by_setting', 'interval', 'select', 'difference',
+           'table', 'markdown', 'comparisons', 'provenance_line', 'plot_curves', 'plot_k', 'plot_cmc', 'gcutmix_raw',
            'save_figure', 'draw_results', 'overlap_rows', 'draw_networks', 'gcutmix_tables', 'gcutmix_demo']
 
 # %% ../nbs/09_experiments.ipynb #60fa2a85
-import json, re, shutil, sys, time
+import json, re, sys, time
 from collections import defaultdict
 from dataclasses import replace
 from io import BytesIO
@@ -95,8 +95,9 @@ def _blocks(settings):
 def base_k(
     settings, # a `recipe`
 ):            # blocks
-    "k of the paper's 4.3.2 for this map: 8 of 32 on CUHK03, 6 of 32 elsewhere."
-    return max(1, round((8 if settings["dataset"].startswith("cuhk03") else 6)/32*_blocks(settings)))
+    "k of the paper's 4.3.2 for this map: 8 of 32 on CUHK03, 6 of 32 elsewhere; 3 where Grad-CAM is the released code's."
+    k = 3 if settings["cam_grad"] == "batch" else 8 if settings["dataset"].startswith("cuhk03") else 6
+    return max(1, round(k/32*_blocks(settings)))
 
 # %% ../nbs/09_experiments.ipynb #4fde2a2d
 def cell_of(
@@ -201,6 +202,14 @@ def run_one(
     except Timeout: return None
 
 # %% ../nbs/09_experiments.ipynb #069b0aac
+def shortened(
+    config, # a `TrainConfig`
+    epochs, # its new length
+):          # `TrainConfig`
+    "The same schedule in another number of epochs: warm-up and decays keep their share of it."
+    def scaled(epoch): return round(epoch*epochs/config.epochs)
+    return replace(config, epochs=epochs, warmup=scaled(config.warmup), decay_at=tuple(map(scaled, config.decay_at)))
+
 PRESETS = {"pedestrians": "demo", "cuhk03-p1-detected": "small"} # others: "paper"
 
 def reproduce(
@@ -213,16 +222,17 @@ def reproduce(
     preset:str=None,           # paper, released, small, demo (default: what suits the data set)
     backbone:str=None,         # another backbone than the preset's
     weights:str=None,          # its weights: torchvision's name, a file, or none
-    epochs:int=None,           # another length than the preset's
+    epochs:int=None,           # another length than the preset's; warm-up and decays keep their share
     device:str=None,           # auto, cuda, mps, cpu
     out:str=None,              # folder of the results (default: results/DATASET)
 ):
     """Run the cells of the paper's tables that have no result yet, and only those.
     What was interrupted goes on; the same command, given again, does the rest."""
-    given = dict(root=data_root, backbone=backbone, weights=weights, epochs=epochs, device=device)
+    given = dict(root=data_root, backbone=backbone, weights=weights, device=device)
     given = {key: value for key, value in given.items() if value is not None}
     if weights == "none": given["weights"] = None
     base = make_preset(preset or PRESETS.get(dataset, "paper"), dataset, out=out or f"results/{dataset}", **given)
+    if epochs: base = shortened(base, epochs)
     runs, start, busy = plan(base, table, seeds), time.monotonic(), set()
     while todo := [c for c in missing(runs) if c.name not in busy]:
         left = budget*60 - (time.monotonic() - start)
@@ -266,12 +276,12 @@ def by_setting(
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262) # Student's t for 1 to 9 degrees of freedom
 
 def interval(
-    values, # one a seed, at most ten
+    values, # one a seed
 ):          # mean, and half the width of its 95 % interval (nan for a single value)
-    "Student's interval of a mean."
+    "Student's interval of a mean. More than ten seeds get the t of ten, which makes it a little too wide."
     values = np.asarray(values, float)
     n = len(values)
-    return values.mean(), T975[n - 2]*values.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan
+    return values.mean(), T975[min(n, 10) - 2]*values.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan
 
 # %% ../nbs/09_experiments.ipynb #470770f1
 def select(
@@ -370,7 +380,10 @@ def plot_curves(
         for cell in ROWS:
             runs = [[(e["epoch"], 100*e[key]) for e in r["history"] if key in e] for r in select(results, cell).values()]
             for run in runs if len(runs) > 1 else (): ax.plot(*zip(*run), color=COLOURS[cell], lw=.5, alpha=.4)
-            if runs: ax.plot(*np.mean(runs, 0).T, STYLES[cell], color=COLOURS[cell], marker="o", ms=3, label=cell)
+            tested = defaultdict(list) # seeds may have been tested after different epochs
+            for epoch, value in sorted(point for run in runs for point in run): tested[epoch].append(value)
+            if runs: ax.plot(list(tested), [np.mean(v) for v in tested.values()], STYLES[cell],
+                             color=COLOURS[cell], marker="o", ms=3, label=cell)
         ax.set_xlabel("epoch"); ax.set_ylabel(name); ax.grid(alpha=.3)
     if results: axes[0].legend(fontsize=8)
     fig.tight_layout()
@@ -419,6 +432,7 @@ def gcutmix_raw(
     out:str="runs",                # folder of the result
 ):
     "Rank with the averaged feature map of an untouched backbone, and write a result."
+    weights = None if weights == "none" else weights
     config = TrainConfig(dataset=dataset, root=root, backbone=backbone, weights=weights,
                          size=size, variant=None)
     data = load_dataset(dataset, root)
@@ -430,7 +444,7 @@ def gcutmix_raw(
     known = provenance(config, data, torch.device("cpu"))
     known["recipe"] = {key: known["recipe"][key] for key in ("dataset", "backbone", "weights", "size")}
     words = (f"gcutmix_raw --dataset {dataset} --backbone {backbone} "
-             f"--weights {Path(weights).name} --size {size[0]}x{size[1]}")
+             f"--weights {Path(weights or 'none').name} --size {size[0]}x{size[1]}")
     result = dict(command=words, code=code_version(), **known, metrics=metrics)
     write_atomically(Path(out)/f"raw-{backbone}.json",
                      lambda part: part.write_text(json.dumps(result, indent=1)))
@@ -501,6 +515,8 @@ def gcutmix_tables(
     out:str="runs/tables",   # folder of the Markdown file and the figures
 ):
     "Draw all tables and figures from result files."
+    if not Path(results).is_dir():
+        raise FileNotFoundError(f"no folder {results}: give the one that holds a folder of results for each data set")
     results, out, text = Path(results), Path(out), []
     # a run on held-out training people has chosen a setting; it is no cell of any table
     found = {p.name for p in results.glob("*") if not p.name.endswith("-validation") and read_results(p)}
@@ -527,8 +543,8 @@ def gcutmix_demo(
     """Train the five rows of Table 3 on the embedded pedestrians;
     print the table, write it with curves, Grad-CAM and ranked lists."""
     out = Path(out)
-    base = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out,
-                       **(dict(epochs=epochs) if epochs else {}))
+    base = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out)
+    if epochs: base = shortened(base, epochs)
     results = [json.loads(fit(config).paths.result.read_text()) for config in plan(base, "3")]
     text = (f"{markdown(table(results, '3', 'pedestrians'))}\n\nPedestrians (drawn), rank-1 and mAP in per cent. "
             f"{provenance_line(results)}\n")

@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'TrainConfig', 'make_preset', 'learning_rate', 'forward_los
            'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
 
 # %% ../nbs/07_training.ipynb #ee67b093
-import hashlib, json, math, os, platform, subprocess, sys, time
+import hashlib, json, math, os, platform, shlex, subprocess, sys, time
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -65,6 +65,18 @@ class TrainConfig:
     channels_last: bool = True
     out: str = "runs"                # folder of the results
     name: str = None                 # of the run; None: variant, backbone and seed
+
+    def __post_init__(self):
+        "ValueError for a setting that nothing would notice later."
+        for key in ("size", "block", "decay_at"): setattr(self, key, tuple(getattr(self, key)))
+        for key, known in dict(warmup_shape=("linear", "staircase"), precision=("auto", "fp32", "bf16"),
+                               device=("auto", "cuda", "mps", "cpu")).items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} {getattr(self, key)!r}: expected one of {', '.join(known)}")
+        for key in ("flip", "cutout_p", "cutout_share", "label_smoothing"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} {getattr(self, key)}: expected a share from 0 to 1")
+        if self.epochs < 1: raise ValueError(f"epochs {self.epochs}: expected 1 or more")
 
 # %% ../nbs/07_training.ipynb #7f8f0391
 def make_preset(
@@ -353,7 +365,7 @@ def command(config):
         text = (("x" if key in ("size", "block") else ",").join(map(str, value)) if isinstance(value, list)
                 else str(value).lower() if value is None else str(value))
         if value != default[key]: words += [f"--{key}", text]
-    return " ".join(words)
+    return shlex.join(words)
 
 # %% ../nbs/07_training.ipynb #2ccd822f
 def provenance(
@@ -363,9 +375,11 @@ def provenance(
 ):          # dict
     "Settings, packages, machine and data of a result: what a reader needs to make it again."
     packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "accelerate")}
+    weights = Path(config.weights or "")
+    local = {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]} if weights.is_file() else {}
     return dict(recipe=recipe(config), finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 packages=packages | {"python": platform.python_version()}, hardware=hardware(device),
-                data={key: fingerprint(getattr(data, key)) for key in ("train", "query", "gallery")})
+                data={key: fingerprint(getattr(data, key)) for key in ("train", "query", "gallery")}, **local)
 
 def numbers_of(metrics):
     "The numbers of a `Metrics` that go into a result, as fractions."
@@ -451,7 +465,7 @@ def fit(
         return Run(config, trainer.history, paths)
     trainer.finish()
     trainer.accelerator.wait_for_everyone()
-    return read_run(paths.result)
+    return read_run(paths.result, config)
 
 # %% ../nbs/07_training.ipynb #17692060
 def numbers(text):

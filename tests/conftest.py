@@ -1,5 +1,7 @@
 "What the tests share."
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +14,27 @@ ROOT = Path(__file__).parent.parent
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-@pytest.fixture(scope="session")
-def repository():
-    "The checkout's top folder."
-    return ROOT
+DIES = """
+import os, runpy, shutil, signal, sys
+from gcutmix.training import Trainer
+
+last, step = int(sys.argv[1]), Trainer.train_step
+
+def train_step(self, batch):
+    step(self, batch)
+    if self.done == last - 2: self.save() # as the minute's checkpoint of a long run
+    if self.done == last: os.kill(os.getpid(), signal.SIGKILL)
+
+Trainer.train_step = train_step
+sys.argv = sys.argv[2:]
+runpy.run_path(shutil.which(sys.argv[0]), run_name="__main__")
+"""
+
+
+def killed_at(step, command):
+    "Run a command that trains, and kill -9 it after `step` iterations, two after its last checkpoint."
+    done = subprocess.run([sys.executable, "-c", DIES, str(step), *command], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ def test_pictures_without_masks_give_overlaps_only(run, people, tmp_path):
 def test_errors_say_what_to_do(run, result, people, tmp_path):
     with pytest.raises(FileNotFoundError, match="no network .*gcutmix_train writes"): measure(tmp_path/"none.safetensors", root=people)
     (tmp_path/"text.safetensors").write_text("no network")
-    with pytest.raises(ValueError, match="text.safetensors is unreadable"): measure(tmp_path/"text.safetensors", root=people)
+    with pytest.raises(ValueError, match="text.safetensors is no whole"): measure(tmp_path/"text.safetensors", root=people)
     save_file({"w": torch.zeros(1)}, tmp_path/"foreign.safetensors")
     with pytest.raises(ValueError, match="no recipe"): measure(tmp_path/"foreign.safetensors", root=people)
     save_model(create_model("G", 4, "tiny", dim=8), tmp_path/"bare.safetensors")

@@ -96,7 +96,7 @@ def fake_torchreid(folder, text):
     (folder/"torchreid-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: torchreid\nVersion: 9.9\n")
 
 
-def test_torchreid_is_optional(tmp_path, monkeypatch):
+def test_torchreid_is_optional(monkeypatch):
     monkeypatch.setattr(benchmarks_retrieval.importlib.util, "find_spec", lambda name: None)
     ways, remark = torchreid_rankings()
     assert ways == {} and "not installed" in remark

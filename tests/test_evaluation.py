@@ -157,7 +157,17 @@ def test_clear_errors(position, value, message):
     six = list(people(dtype=torch.float32))
     six[position] = value
     with pytest.raises(ValueError, match=message): evaluate(*six)
+
+
+def test_unknown_metric():
     with pytest.raises(ValueError, match="expected \"euclidean\""): evaluate(*people(), metric="l1")
+
+
+def test_reranking_of_a_dead_network():
+    "All images at distance 0: no division by it, and no precision above 1."
+    q, qp, qc, g, gp, gc = people()
+    with np.errstate(invalid="raise", divide="raise"): found = evaluate(q*0, qp, qc, g*0, gp, gc, rerank=True)
+    assert (found.ap > 0).all() and (found.ap <= 1).all() and found.mINP <= 1
 
 
 def dense_reranking(q, g, k1, k2, lam):

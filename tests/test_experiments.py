@@ -1,7 +1,6 @@
 "The campaign: what is missing, what is interrupted, what two shells do; and tables that show files and nothing else."
 import json
 import shutil
-import signal
 import subprocess
 from dataclasses import replace
 
@@ -11,10 +10,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from scipy import stats
 
-from conftest import ROOT
+from conftest import ROOT, killed_at
 from gcutmix.experiments import (PAPER, PRESETS, TABLES, by_setting, cell_of, cells, interval, markdown, missing, overlap_rows, plan,
-                                 read_attention, read_results, reproduce, run_one, table)
-from gcutmix.training import make_preset, run_paths
+                                 plot_curves, read_attention, read_results, reproduce, run_one, shortened, table)
+from gcutmix.training import learning_rate, make_preset, recipe, run_paths
 
 RESULTS = ROOT/"results"
 
@@ -41,17 +40,10 @@ def test_next_takes_one_cell_after_the_other(people, tmp_path):
 
 def test_next_killed_and_started_again_gives_the_same_numbers(people, tmp_path):
     whole, cut = tmp_path/"whole", tmp_path/"cut"
-    command = [*words(people, cut, "--next"), "--epochs", "40"]
-    reproduced(*words(people, whole, "--next"), "--epochs", "40")
-    # a checkpoint after a few steps, as the minute's checkpoint of a long run would leave it
-    reproduced(*command, "--budget", "0.02")
+    command = words(people, cut, "--next")
+    reproduced(*words(people, whole, "--next"))
+    killed_at(3, command)
     assert not read_results(cut) and list(cut.glob("*.checkpoint.pt"))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for text in iter(lambda: process.stderr.read(80), ""):
-        if "it/s" in text or "s/it" in text: break # it is training again
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not read_results(cut)
     reproduced(*command)
     a, b = (load_file(folder/"G-tiny-s0.safetensors") for folder in (whole, cut))
     assert all((a[key] == b[key]).all() for key in a)
@@ -78,7 +70,7 @@ def test_a_budget_of_nothing_runs_nothing(people, tmp_path):
 
 def test_other_settings_are_not_taken_for_the_same_cell(people, tmp_path):
     reproduce("people", people, preset="demo", epochs=1, out=tmp_path, next=True)
-    one, two = (replace(plan(make_preset("demo", "people", root=people, out=tmp_path))[0], epochs=n) for n in (1, 2))
+    one, two = (shortened(plan(make_preset("demo", "people", root=people, out=tmp_path))[0], n) for n in (1, 2))
     assert run_one(one, quiet=True).metrics is not None
     with pytest.raises(ValueError, match="epochs 1, now 2.*Choose another"): run_one(two, quiet=True)
 
@@ -86,6 +78,39 @@ def test_other_settings_are_not_taken_for_the_same_cell(people, tmp_path):
 def test_a_damaged_result_is_named(tmp_path):
     (tmp_path/"G-tiny-s0.json").write_text("{\"recipe\": ")
     with pytest.raises(ValueError, match="G-tiny-s0.json.*delete"): read_results(tmp_path)
+
+
+def test_released_recipe_has_its_own_k():
+    found = cells(make_preset("released"))
+    assert found["PC2"].k == found["PC2-positive"].k == 3 and {"PC2-k8", "PC2-k2"} < set(found)
+    assert [c.k for c in plan(make_preset("released"), "3")] == [3]*5 and cells(make_preset("paper"))["PC2"].k == 8
+
+
+def test_another_length_keeps_the_shape_of_the_schedule():
+    paper = make_preset("paper")
+    short = shortened(paper, 100)
+    assert (short.warmup, short.decay_at) == (10, (40, 60)) and shortened(short, 500) == paper
+    rates = [learning_rate(short, e)/learning_rate(paper, 5*e + 4) for e in range(100)]
+    assert np.allclose(rates, 1)
+
+
+def test_curves_of_seeds_that_were_tested_after_different_epochs():
+    runs = [dict(recipe=json.loads(json.dumps(recipe(make_preset("demo", "pedestrians", variant="G", seed=seed)))),
+                 history=[dict(epoch=e, rank1=e/10, mAP=e/10) for e in epochs])
+            for seed, epochs in enumerate(((2, 4), (4,)))]
+    line = next(l for l in plot_curves(runs).axes[0].lines if l.get_label() == "G")
+    assert line.get_xydata().tolist() == [[2, 20], [4, 40]]
+
+
+def test_more_than_ten_seeds_get_a_slightly_wider_interval():
+    values = np.random.default_rng(0).normal(80, 2, 12)
+    exact = stats.t.ppf(.975, 11)*stats.sem(values)
+    assert exact < interval(values)[1] < 1.04*exact
+
+
+def test_tables_of_a_folder_that_is_not_there(tmp_path):
+    done = subprocess.run(["gcutmix_tables", "--results", str(tmp_path/"none")], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode and "no folder" in done.stderr and not (tmp_path/"runs").exists()
 
 
 @pytest.mark.parametrize("n", range(2, 11))
@@ -96,12 +121,12 @@ def test_interval_is_students(n):
     assert np.allclose((mean - half, mean + half), (low, high), rtol=1e-4)
 
 
-def committed():
-    return [path for path in sorted(RESULTS.glob("*/*.json"))
-            if read_results(path.parent) and path.stem[0] in "GBP" and not path.parent.name.endswith("-validation")]
+COMMITTED = [path for folder in sorted(RESULTS.iterdir())
+             if folder.is_dir() and read_results(folder) and not folder.name.endswith("-validation")
+             for path in sorted(folder.glob("[GBP]*.json"))]
 
 
-@pytest.mark.parametrize("path", committed(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_committed_results_are_named_after_their_cell(path):
     result = json.loads(path.read_text())
     made = result["recipe"]
@@ -112,7 +137,7 @@ def test_committed_results_are_named_after_their_cell(path):
     assert "-changed" not in result["code"]
 
 
-@pytest.mark.parametrize("path", committed()[::7], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", COMMITTED[::7], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_deleting_a_result_empties_exactly_its_cells(path, tmp_path):
     shutil.copytree(path.parent, tmp_path/"results")
     cell = cell_of(json.loads(path.read_text())["recipe"])
@@ -137,7 +162,7 @@ def test_settings_were_compared_on_training_people():
 
 def test_tables_of_the_committed_files(tmp_path):
     text = reproduced("gcutmix_tables", "--results", str(RESULTS), "--out", str(tmp_path/"tables"))
-    assert f"{len(committed())} results" in text
+    assert f"{len(COMMITTED)} results" in text
     assert markdown(table(read_results(RESULTS/"pedestrians"), "3", "pedestrians")) in (tmp_path/"tables"/"tables.md").read_text()
     assert "validation" not in (tmp_path/"tables"/"tables.md").read_text()
     sizes = {path.name: path.stat().st_size for path in (tmp_path/"tables").glob("*.*g")}

@@ -31,7 +31,8 @@ def test_no_notebook_is_missing():
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, tmp_path):
     "nbdev_test, which leaves out cells with the flags of settings.ini. A process each, so that no state leaks."
-    out = run("nbdev_test", "--path", f"nbs/{name}", "--n_workers", "0", "--do_print", MPLBACKEND="Agg")
+    out = run("nbdev_test", "--path", f"nbs/{name}", "--n_workers", "0", "--do_print", MPLBACKEND="Agg",
+              TMPDIR=str(tmp_path))
     assert "Success" in out, out
 
 

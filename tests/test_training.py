@@ -1,7 +1,7 @@
 "Runs that are killed, broken, spread over processes, or put on a GPU."
 import json
 import os
-import signal
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import killed_at
 from gcutmix.training import Trainer, command, fit, make_preset, read_run, run_paths
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -22,7 +23,7 @@ def config(people, tmp_path):
 
 def words(config):
     "The command line of a run."
-    return command(config).split() + ["--root", str(config.root), "--out", str(config.out), "--device", config.device]
+    return shlex.split(command(config)) + ["--root", str(config.root), "--out", str(config.out), "--device", config.device]
 
 
 def same(a, b):
@@ -35,12 +36,8 @@ def same(a, b):
 def test_killed_and_started_again_gives_the_same_numbers(config, tmp_path):
     whole = fit(config, quiet=True)
     cut = replace(config, out=tmp_path/"cut")
-    fit(cut, max_steps=5, quiet=True) # a checkpoint in the middle of the second epoch
-    process = subprocess.Popen(words(cut), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for line in iter(lambda: process.stderr.read(80), ""):
-        if "it/s" in line or "s/it" in line: break # it is training again
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_at(7, words(cut)) # its checkpoint is one of the middle of the second epoch
+    assert run_paths(cut).checkpoint.exists() and not run_paths(cut).result.exists()
     done = subprocess.run(words(cut), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     same(whole, read_run(run_paths(cut).result))
@@ -48,7 +45,7 @@ def test_killed_and_started_again_gives_the_same_numbers(config, tmp_path):
 
 def test_the_recorded_command_makes_the_same_run(config, tmp_path):
     first = fit(config, quiet=True)
-    line = json.loads(first.paths.result.read_text())["command"].split()
+    line = shlex.split(json.loads(first.paths.result.read_text())["command"])
     done = subprocess.run([*line, "--root", str(config.root), "--out", str(tmp_path/"again"), "--device", "cpu"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     same(first, read_run(tmp_path/"again"/first.paths.result.name))

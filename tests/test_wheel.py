@@ -38,7 +38,9 @@ def test_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     where = run(bin/"python", "-c", "import gcutmix; print(gcutmix.__file__)", cwd=tmp_path)
     assert str(tmp_path) in where
     run(bin/"gcutmix_pedestrians", "people", "--ids", 16, "--images", 4, cwd=tmp_path)
-    run(bin/"gcutmix_train", "--preset", "demo", "--dataset", "pedestrians", "--root", "people", "--p", 8, "--epochs", 2, cwd=tmp_path)
+    run(bin/"gcutmix_train", "--preset", "demo", "--dataset", "pedestrians", "--root", "people", "--p", 8, "--epochs", 2, "--warmup", 1,
+        "--decay_at", "1,2", cwd=tmp_path)
+    assert "0 of 12 runs" in run(bin/"gcutmix_reproduce", "--data-root", "people", "--budget", 0, cwd=tmp_path)
     result = json.loads((tmp_path/"runs"/"PC2-tiny-s0.json").read_text())
     assert result["iterations"] == 4 and 0 < result["metrics"]["mAP"] < 1
     assert result["code"] == "0.1.0"
