@@ -92,8 +92,8 @@ def machine_rates(device, n=2048, size=2**28):
 
 @lru_cache
 def rates_with(threads, device, n, size):
-    """Measured once a process and number of threads. `matrix`: operations a second of float32 products, n x n, with TF32 where convolutions
-    use it. `copy`: bytes a second, read and written counted together, of `size` bytes."""
+    """Measured once a process and number of threads. `matrix`: operations a second of float32 products, n x n,
+    with TF32 where convolutions use it. `copy`: bytes a second, read and written counted together, of `size` bytes."""
     a, b, before = *torch.randn(2, n, n, device=device), torch.get_float32_matmul_precision()
     source, target = torch.zeros(2, size, dtype=torch.uint8, device=device)
     if device == "cuda" and torch.backends.cudnn.allow_tf32: torch.set_float32_matmul_precision("high")
