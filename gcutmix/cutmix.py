@@ -64,6 +64,6 @@ def batch_dropblock(
     bh, bw = max(1, round(h*height)), max(1, round(w*width))
     top = int(torch.randint(h - bh + 1, (), generator=generator))
     left = int(torch.randint(w - bw + 1, (), generator=generator))
-    hole = torch.zeros(h, w, dtype=torch.bool)
-    hole[top:top + bh, left:left + bw] = True
-    return features.masked_fill(hole.to(features.device), 0.)
+    keep = torch.ones(h, w, dtype=torch.bool)
+    keep[top:top + bh, left:left + bw] = False
+    return features * keep.to(features.device, features.dtype) # with its gradient half the time of `where` on a CPU

@@ -348,7 +348,8 @@ def normalize(
     images, # uint8 (N,3,H,W)
 ) -> torch.Tensor: # float32 (N,3,H,W)
     "Bytes to floats, with ImageNet's mean taken off and divided by its standard deviation in each channel."
-    return (images - 255*_mean.to(images.device)).div_(255*_std.to(images.device))
+    copy = images.to(torch.float32, copy=True) # in place from here on, and never on the caller's floats
+    return copy.sub_(255*_mean.to(images.device)).div_(255*_std.to(images.device))
 
 # %% ../nbs/00_data.ipynb #e5286793
 def _rectangles(top, left, height, width, H, W):
