@@ -1,4 +1,5 @@
 "Runs that are killed, broken, spread over processes, or put on a GPU."
+import hashlib
 import json
 import os
 import shlex
@@ -8,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import killed_at
+from gcutmix.model import create_backbone
 from gcutmix.training import Trainer, command, fit, make_preset, read_run, run_paths
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -49,6 +51,14 @@ def test_the_recorded_command_makes_the_same_run(config, tmp_path):
     done = subprocess.run([*line, "--root", str(config.root), "--out", str(tmp_path/"again"), "--device", "cpu"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     same(first, read_run(tmp_path/"again"/first.paths.result.name))
+
+
+def test_a_result_knows_its_pretrained_weights_by_their_bytes(config, tmp_path):
+    file = tmp_path/"mine.safetensors"
+    save_file(create_backbone("tiny").state_dict(), file)
+    result = json.loads(fit(replace(config, weights=str(file)), quiet=True).paths.result.read_text())
+    assert result["recipe"]["weights"] == "mine.safetensors"
+    assert result["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def test_a_finished_run_is_read_and_not_repeated(config):
