@@ -23,6 +23,9 @@ def _gradient(score, at):
     if score.shape != at.shape[:1]:
         raise ValueError(f"score {tuple(score.shape)}: expected one scalar an image, ({len(at)},), "
                          f"such as logits.gather(1, labels[:, None])[:, 0]")
+    if not (score.requires_grad and at.requires_grad):
+        raise ValueError("no graph leads from the map to the score: compute both outside torch.no_grad() and "
+                         "torch.inference_mode(), from a map that requires a gradient")
     return torch.autograd.grad(score.sum(), at, retain_graph=True)[0].float()
 
 def grad_cam(
@@ -30,7 +33,7 @@ def grad_cam(
     score,    # (N,) one scalar an image, usually the logit of its class
 ):            # (N,H,W) float32, detached
     """Eq. 1 by autograd. The graph is kept for the training step, and no `.grad` is written.
-    ValueError for a score of another shape."""
+    ValueError for a score of another shape or without a graph."""
     return class_activation_map(features, _gradient(score, features).mean((2, 3)))
 
 # %% ../nbs/01_gradcam.ipynb #90035fac
@@ -40,7 +43,7 @@ def pooled_grad_cam(
     score,    # (N,) one scalar an image
 ):            # (N,H,W) float32, detached
     """Eq. 1 by the identity mean(dy/dT) = dy/dp / (HW): a backward pass through the head alone.
-    ValueError for a score of another shape."""
+    ValueError for a score of another shape or without a graph."""
     return class_activation_map(features, _gradient(score, pooled) / features[0, 0].numel())
 
 # %% ../nbs/01_gradcam.ipynb #93fa6ac4

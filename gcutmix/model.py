@@ -267,6 +267,9 @@ def load_model(
     if "config" not in meta: raise ValueError(f"{Path(path).name} holds weights but no recipe; "
                                               f"expected a file that save_model or gcutmix_train wrote")
     recipe = json.loads(meta["config"])
+    missing = sorted({"variant", "num_classes", "backbone", *Options.__dataclass_fields__} - set(recipe))
+    if missing: raise ValueError(f"the recipe of {Path(path).name} lacks {', '.join(missing)}: "
+                                 f"another version of gcutmix wrote it, train again or load it with that one")
     options = {k: tuple(recipe[k]) if k == "block" else recipe[k] for k in Options.__dataclass_fields__}
     model = create_model(recipe["variant"], recipe["num_classes"], recipe["backbone"], **options)
     model.load_state_dict(load_file(path))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gcutmix import benchmarks, benchmarks_retrieval, benchmarks_step
-from gcutmix.benchmarks import Bench, bench_command, comparison, measure, plot_benchmarks, read_benchmarks, take_turns
+from gcutmix.benchmarks import Bench, bench_command, comparison, measure, plot_benchmarks, read_benchmarks
 from gcutmix.benchmarks_retrieval import crowd, gcutmix_bench, rank_by_argsort, rank_by_counting, torchreid_rankings
 from gcutmix.benchmarks_step import Job, RandomMasks, Stopwatch, Textbook, measure_levers, peak_memory, step_flop, stretches, watch
 from gcutmix.blocks import block_mask
@@ -51,13 +51,6 @@ def test_jobs_with_the_same_settings_do_the_same():
     for job in (one, two, one, two): job()
     assert one.losses == two.losses and len(set(map(float, one.losses))) == 2
     assert not torch.equal(dice.model(*dice.inputs())[1].mask, one.model(*one.inputs())[1].mask)
-
-
-def test_ways_take_turns():
-    calls = []
-    seconds = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=3, warmup=2)
-    assert calls == list("abccba"*2 + "abc") and [len(s) for s in seconds.values()] == [3]*3
-    with pytest.raises(ValueError, match="at least one turn"): take_turns({}, repeats=0)
 
 
 def test_ratios_are_taken_within_a_turn():
