@@ -220,7 +220,7 @@ def load_dataset(
         if check and whole not in TABLE1: check_matches(data.query, data.gallery)
         return data
     base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
-    tried = [base/d for d in _folders.get(name, [""])]
+    tried = [base/d for d in _folders.get(name, ["", name])]
     folder = next((d for d in tried if (d/_layout["train"]).is_dir()), None)
     if folder is None and name == "pedestrians":
         from gcutmix.pedestrians import write_pedestrians

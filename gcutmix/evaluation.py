@@ -217,7 +217,7 @@ def ranked_list(
     metric="euclidean", l2=False, rerank=False, device=None, # as in `evaluate`
 ):
     "Gallery indices (n,k) of the first places without junk, -1 behind the end of a list, and (n,k) whether they are right."
-    queries = np.asarray(queries)
+    queries = np.ascontiguousarray(queries)
     rows, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids,
                                       metric, l2, rerank, device, len(queries))
     dist, person, camera = rows(torch.from_numpy(queries)), qp[queries, None], qc[queries, None]
@@ -238,7 +238,7 @@ def show_ranked_lists(
     n, k = index.shape
     H, W = query_images.shape[-2:]
     fig, axes = plt.subplots(n, k + 1, figsize=(.45*(k + 1), .42*n*H/W + .25), dpi=80, squeeze=False)
-    for row, q, places, ok, note in zip(axes, queries, index, right, notes or [""]*n):
+    for row, q, places, ok, note in zip(axes, queries, index, right, [""]*n if notes is None else notes):
         row[0].imshow(query_images[q].permute(1, 2, 0).numpy())
         row[0].set_ylabel(note, fontsize=8)
         for place, (ax, i, good) in enumerate(zip(row[1:], places, ok), 1):
@@ -338,7 +338,8 @@ def gcutmix_evaluate(
     from gcutmix.model import load_model # here, because training imports this module
     from gcutmix.training import code_version, fingerprint, hardware, write_atomically
     net, recipe = load_model(path := Path(model))
-    if "size" not in recipe: raise ValueError(f"{path.name} does not say its image size; use a file that gcutmix_train wrote")
+    if missing := ({"size"} if dataset else {"size", "dataset"}) - set(recipe):
+        raise ValueError(f"{path.name} does not name its {' and '.join(sorted(missing))}; use a file that gcutmix_train wrote")
     device = torch.device(device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"))
     data = load_dataset(dataset or recipe["dataset"], root)
     embed = lambda split: extract_features(net, load_images(split, recipe["size"]), batch_size, flip, device)

@@ -15,7 +15,8 @@ def pairwise_distance(
 ):              # (N,N)
     "Euclidean distances, 0 on the diagonal, with gradient 0 (not nan) between equal embeddings."
     square = (embeddings[:, None] - embeddings).square().sum(2)
-    return torch.where(square > 0, square.where(square > 0, 1.).sqrt(), 0.)
+    equal = square == 0 # and not `square > 0`: nan and inf pass through, to be seen
+    return square.masked_fill(equal, 1.).sqrt().masked_fill(equal, 0.)
 
 # %% ../nbs/04_losses.ipynb #74977ed8
 def batch_hard_triplet(

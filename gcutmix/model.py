@@ -18,6 +18,7 @@ import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torchvision.models import WeightsEnum
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .blocks import block_mask
@@ -80,12 +81,13 @@ def load_weights(
 # %% ../nbs/06_model.ipynb #252c87a4
 def create_backbone(
     name="resnet50", # one of BACKBONES
-    # torchvision's name of the weights, as "IMAGENET1K_V1"; a local .pth, .pt or .safetensors file; or None
+    # torchvision's weights or their name, as "IMAGENET1K_V1"; a local .pth, .pt or .safetensors file; or None
     weights=None,
 ):                   # nn.Module: (N,3,H,W) -> (N,C,H/16,W/16), `tiny` (N,128,H/4,W/4)
     """A network without its last down-sampling, pooling and classifier.
     ValueError for an unknown name of network or weights, OSError for a failed download."""
     if name not in BACKBONES: raise ValueError(f"backbone {name!r}: expected one of {', '.join(BACKBONES)}")
+    if isinstance(weights, WeightsEnum): weights = weights.name
     local = weights is not None and Path(weights).suffix in (".pth", ".pt", ".safetensors")
     if name == "tiny" and weights and not local:
         raise ValueError(f"nobody publishes weights of tiny, found weights={weights!r}: "
@@ -121,7 +123,7 @@ class Head(nn.Module):
     def score_gradient(self, pooled, embedding, labels):
         "dy/dp (N,C) of each image's own logit, batch statistics held fixed: chapter 1's closed form."
         with torch.autocast(pooled.device.type, enabled=False):
-            variance = (self.reduce(pooled.float()).var(0, unbiased=False) if self.training
+            variance = (self.reduce(pooled.float()).var(0, unbiased=False) if self.norm.training
                         else self.norm.running_var)
             scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
             return head_gradient(embedding, self.reduce.weight, scale, self.classify.weight[labels])
@@ -212,8 +214,9 @@ class ProgressiveNet(nn.Module):
         ValueError where these are all, since nothing of the image would be left."""
         cam = self.attention(step, head, labels)
         height, width = self.options.block
-        if self.options.k*height*width >= cam[0].numel():
-            raise ValueError(f"k = {self.options.k} blocks of {height}x{width} are the whole {cam.shape[1]}x"
+        k = self.options.k*(2 if self.options.accumulate and step.mask is not None else 1)
+        if k*height*width >= cam[0].numel():
+            raise ValueError(f"k = {k} blocks of {height}x{width} are the whole {cam.shape[1]}x"
                              f"{cam.shape[2]} map: choose a smaller k (the paper takes a quarter of the blocks)")
         if not self.options.accumulate or step.mask is None:
             return block_mask(cam, self.options.k, self.options.block)
