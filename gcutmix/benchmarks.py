@@ -232,9 +232,12 @@ def draw_race(ax, y, c, where):
 
 # %% ../nbs/12_benchmarks.ipynb #5eeeafb0
 def plot_benchmarks(results):
-    "A figure of all comparisons on a logarithmic axis: ours at 1, the others as bars, the floor a diamond."
+    """A figure of all races on a logarithmic axis: ours at 1, the others as bars, the floor a diamond.
+
+    ValueError where no file holds a race."""
     def where(r): return ", ".join(name for name in (r["settings"]["backbone"], r["device"]) if name != Bench.backbone)
     races = [(where(r), c) for r in results for c in r["comparisons"] if len(c["ratios"]) > 1]
+    if not races: raise ValueError("nothing to draw: read the files of `gcutmix_bench --part step`, levers, evaluation or data")
     y = np.cumsum([0] + [len(c["ratios"]) + 1.3 for _, c in races])
     right = max(r["high"] for _, c in races for r in c["ratios"].values())
     fig, ax = plt.subplots(figsize=(7.5, .21*y[-1] + .6), dpi=90)

@@ -159,14 +159,16 @@ def slopes(n, seconds):
     return np.polyfit(x, y, 1)[0], (y[-1] - y[-2])/(x[-1] - x[-2])
 
 def measure_growth(bench, queries=200, dim=256):
-    "`evaluate` on ever larger galleries: facts, and one row for each gallery."
-    crowds = {n: crowd(queries, n, dim) for n in bench.growth}
+    "`evaluate` on ever larger galleries: facts, and one row for each. ValueError for fewer than two sizes."
+    sizes = sorted(set(bench.growth))
+    if len(sizes) < 2: raise ValueError(f"growth={bench.growth}: a slope takes two sizes of gallery or more")
+    crowds = {n: crowd(queries, n, dim) for n in sizes}
     ways = {n: partial(evaluate, *six, device=bench.device) for n, six in crowds.items()}
     mib = {n: extra_rss(way)/2**20 for n, way in ways.items()}
     times = take_turns(ways, bench.repeats, device=bench.device)
     rows = [dict(gallery=n, seconds=float(np.median(times[n])), mib=mib[n],
                  floor=2*queries*n*dim/machine_rates(bench.device)["matrix"]) for n in ways]
-    overall, last = slopes(bench.growth, [row["seconds"] for row in rows])
+    overall, last = slopes(sizes, [row["seconds"] for row in rows])
     return dict(comparisons=[], growth=rows, facts=[
         fact("slope of log time over log gallery", overall, at_most=1.1),
         fact("slope between the two largest", last, at_most=1.1),

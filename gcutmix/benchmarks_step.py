@@ -36,6 +36,8 @@ class Job:
                  compiled=None, threads=None, resident=True, **options):
         self.bench, self.bf16, self.threads, self.losses = bench, bf16, threads, []
         self.config = TrainConfig(channels_last=channels_last)
+        cells = bench.size[0]*bench.size[1]//(4 if bench.backbone == "tiny" else 16)**2
+        options = {"k": cells//24} | options # a quarter of the map's blocks of 3x2, as the paper's 8 of 32
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.model = net(variant, 767, bench.backbone, options=Options(**options)).train().to(bench.device)
@@ -113,7 +115,7 @@ class NoMixing(ProgressiveNet):
 
 # %% ../nbs/14_benchmarks_step.ipynb #ba2161f9
 class Textbook(ProgressiveNet):
-    "Eqs. 1 to 3 word for word, slow on purpose. Its blocks are those of `cam_grad=\"batch\"`."
+    "Eqs. 2 and 3 word for word, Eq. 1 by a backward pass down to the pixels; slow on purpose. Its blocks are those of `cam_grad=\"batch\"`."
     def attention(self, step, head, labels):
         gradients, labels = [], labels.to(step.logits.device)
         catch = step.features.register_hook(gradients.append)
