@@ -11,7 +11,7 @@ BIN := .venv/bin
 install: .venv/.installed
 
 # The embedded pedestrians, the five rows of Table 3, one table and the figures.
-# glibc gives large blocks back at every free, and the next step pays for fresh pages: keeping them saved a quarter of a MobileNetV2 step (chapter 14).
+# glibc gives large blocks back at every free, and the next step pays for fresh pages: keeping them saved a sixth of a MobileNetV2 step (chapter 14).
 demo: export MALLOC_MMAP_MAX_ = 0
 demo: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 demo: export MALLOC_TOP_PAD_ = 67108864
