@@ -27,7 +27,7 @@ from .attention import COLOURS, plot_attention, plot_cues, plot_mix, plot_occlus
 from .data import load_dataset, load_images
 from .evaluation import evaluate, extract_features
 from .model import create_backbone, load_model
-from .training import (TrainConfig, code_version, fit, make_preset, numbers, numbers_of, provenance,
+from .training import (TrainConfig, code_version, fit, make_preset, numbers, numbers_of, provenance, read_json, read_run,
                               recipe, run_paths, write_atomically)
 
 # %% ../nbs/09_experiments.ipynb #885ef882
@@ -127,6 +127,7 @@ def cells_of_table(
     names,  # from `cells`
 ):          # list of names
     "The cells that a table or figure needs. ValueError for another number."
+    number = str(number)
     if number not in (*TABLES, "fig3"): raise ValueError(f"table {number!r}: expected 2, 3, 4 or fig3")
     wanted = TABLES[number].values() if number in TABLES else [n for n in names if re.fullmatch(r"PC2(-k\d+)?", n)]
     return [name for name in names if name in wanted]
@@ -147,9 +148,10 @@ def plan(
 def missing(
     configs, # from `plan`
 ):           # list of `TrainConfig`
-    "Those without a result; interrupted ones first."
-    open_ = [config for config in configs if not run_paths(config).result.exists()]
-    return sorted(open_, key=lambda config: not run_paths(config).checkpoint.exists())
+    "Those without a result; interrupted ones first. ValueError for a result that was made with other settings."
+    done = [config for config in configs if run_paths(config).result.exists()]
+    for config in done: read_run(run_paths(config).result, config)
+    return sorted((config for config in configs if config not in done), key=lambda config: not run_paths(config).checkpoint.exists())
 
 # %% ../nbs/09_experiments.ipynb #ae4a6267
 def read_results(
@@ -157,19 +159,14 @@ def read_results(
 ):          # list of dicts, sorted by file name
     """The results of all finished runs in a folder; an empty list where there are none.
     ValueError for a file that is no JSON."""
-    results = [_read(path) for path in sorted(Path(folder).glob("*.json"))]
+    results = [read_json(path) for path in sorted(Path(folder).glob("*.json"))]
     return [r for r in results if "variant" in r.get("recipe", {}) and r.get("history")]
-
-def _read(path):
-    try: return json.loads(path.read_text())
-    except ValueError as error: raise ValueError(f"{path.name} is damaged ({error}); delete it and run its cell again, "
-                                                 f"or take it from the repository") from error
 
 def read_attention(
     folder, # holds attention-*.json files
 ):          # list of dicts, sorted by file name
     "What `gcutmix_attention` (chapter 13) measured on test people."
-    results = [_read(path) for path in sorted(Path(folder).glob("attention-*.json"))]
+    results = [read_json(path) for path in sorted(Path(folder).glob("attention-*.json"))]
     return [r for r in results if r["split"] == "query"]
 
 # %% ../nbs/09_experiments.ipynb #3e9905ad
@@ -232,7 +229,7 @@ def reproduce(
     given = {key: value for key, value in given.items() if value is not None}
     if weights == "none": given["weights"] = None
     base = make_preset(preset or PRESETS.get(dataset, "paper"), dataset, out=out or f"results/{dataset}", **given)
-    if epochs: base = shortened(base, epochs)
+    if epochs is not None: base = shortened(base, epochs)
     runs, start, busy = plan(base, table, seeds), time.monotonic(), set()
     while todo := [c for c in missing(runs) if c.name not in busy]:
         left = budget*60 - (time.monotonic() - start)
@@ -288,8 +285,11 @@ def select(
     results, # from `read_results`
     cell,    # a name from `cells`
 ):           # dict: seed -> result
-    "The runs of one cell."
-    return {r["recipe"]["seed"]: r for r in results if cell_of(r["recipe"]) == cell}
+    "The runs of one cell. ValueError where a seed is there twice."
+    found = [r for r in results if cell_of(r["recipe"]) == cell]
+    runs = {r["recipe"]["seed"]: r for r in found}
+    if len(runs) < len(found): raise ValueError(f"two results of {cell} have one seed: move one out of the folder")
+    return runs
 
 def difference(
     results, # from `read_results`
@@ -431,23 +431,25 @@ def gcutmix_raw(
     size:numbers=(384, 128),       # image height x width
     out:str="runs",                # folder of the result
 ):
-    "Rank with the averaged feature map of an untouched backbone, and write a result."
+    "Rank with the averaged feature map of an untouched backbone, and write a result. ValueError where another one is there."
     weights = None if weights == "none" else weights
     config = TrainConfig(dataset=dataset, root=root, backbone=backbone, weights=weights,
                          size=size, variant=None)
+    file, kept = Path(out)/f"raw-{backbone}.json", ("dataset", "backbone", "weights", "size")
+    asked = {key: recipe(config)[key] for key in kept}
+    if file.exists() and read_json(file)["recipe"] != asked:
+        raise ValueError(f"{file.name} was made with other settings; choose another `out`, or delete it")
     data = load_dataset(dataset, root)
     pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     model = torch.nn.Sequential(create_backbone(backbone, weights), pool)
     q, g = data.query, data.gallery
     features = [extract_features(model, load_images(split, size)) for split in (q, g)]
     metrics = numbers_of(evaluate(features[0], q.pids, q.camids, features[1], g.pids, g.camids))
-    known = provenance(config, data, torch.device("cpu"))
-    known["recipe"] = {key: known["recipe"][key] for key in ("dataset", "backbone", "weights", "size")}
+    known = provenance(config, data, torch.device("cpu")) | dict(recipe=asked)
     words = (f"gcutmix_raw --dataset {dataset} --backbone {backbone} "
              f"--weights {Path(weights or 'none').name} --size {size[0]}x{size[1]}")
     result = dict(command=words, code=code_version(), **known, metrics=metrics)
-    write_atomically(Path(out)/f"raw-{backbone}.json",
-                     lambda part: part.write_text(json.dumps(result, indent=1)))
+    write_atomically(file, lambda part: part.write_text(json.dumps(result, indent=1)))
     print(f"rank-1 {metrics['rank1']:.1%}, mAP {metrics['mAP']:.1%}")
 
 # %% ../nbs/09_experiments.ipynb #5be0c9f6
@@ -528,8 +530,9 @@ def gcutmix_tables(
             for kind, plot in (("cues", plot_cues), ("occlusion", plot_occlusion)) if "cues" in attention[0] else ():
                 save_figure(plot(attention), out/f"{name}-{kind}.svg")
                 text += [f"![{kind}]({name}-{kind}.svg)\n"]
-        if (results/name/"PC2-tiny-s0.safetensors").exists(): draw_networks(results/name, out/"people", out/name)
-    text += ["# What the paper prints and cannot be\n", *(f"- Table {t}{f', {r}' if r else ''}: {why}" for t, r, why in SLIPS)]
+        if name == "pedestrians" and (results/name/"PC2-tiny-s0.safetensors").exists():
+            draw_networks(results/name, out/"people", out/name)
+    text += ["# What the paper prints and cannot be (rows with †)\n", *(f"- Table {t}{f', {r}' if r else ''}: {why}" for t, r, why in SLIPS)]
     write_atomically(out/"tables.md", lambda part: part.write_text("\n".join(text) + "\n"))
     print(f"{sum(len(read_results(results/name)) for name in datasets)} results; tables and figures are in {out}")
 
@@ -544,7 +547,7 @@ def gcutmix_demo(
     print the table, write it with curves, Grad-CAM and ranked lists."""
     out = Path(out)
     base = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out)
-    if epochs: base = shortened(base, epochs)
+    if epochs is not None: base = shortened(base, epochs)
     results = [json.loads(fit(config).paths.result.read_text()) for config in plan(base, "3")]
     text = (f"{markdown(table(results, '3', 'pedestrians'))}\n\nPedestrians (drawn), rank-1 and mAP in per cent. "
             f"{provenance_line(results)}\n")

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FORMAT', 'TrainConfig', 'make_preset', 'learning_rate', 'forward_loss', 'make_accelerator', 'use_bf16',
            'seeded_model', 'write_atomically', 'paths_beside', 'run_paths', 'Run', 'Trainer', 'summary', 'recipe',
-           'check_recipe', 'code_version', 'hardware', 'fingerprint', 'command', 'provenance', 'numbers_of', 'read_run',
-           'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
+           'check_recipe', 'code_version', 'hardware', 'fingerprint', 'command', 'provenance', 'numbers_of',
+           'read_json', 'read_run', 'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
 
 # %% ../nbs/07_training.ipynb #ee67b093
 import hashlib, json, math, os, platform, shlex, subprocess, sys, time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from fastcore.basics import AttrDict, patch
 from fastcore.script import bool_arg, call_parse
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import gcutmix
@@ -131,17 +133,19 @@ def forward_loss(
 
 # %% ../nbs/07_training.ipynb #39bbe55a
 def make_accelerator(config):
-    "Device and processes of a run, by accelerate. RuntimeError where CUDA was asked for in vain."
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device='cuda' was asked for and there is none here; use device='auto'")
+    "Device and processes of a run, by accelerate. RuntimeError where the device asked for is not there."
     # accelerate keeps the first device of a process for good; a second run in a notebook may want another.
     if "WORLD_SIZE" not in os.environ: AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=config.device == "cpu")
+    # `train_step` casts, whatever a launcher says.
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+    if config.device not in ("auto", accelerator.device.type):
+        raise RuntimeError(f"device={config.device!r} was asked for and there is none here; use device='auto'")
+    return accelerator
 
 def use_bf16(config, device):
     "bfloat16 autocast: as asked for, or by itself on a GPU that has it."
-    return (config.precision == "bf16"
-            or config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda"
+                                          and torch.cuda.is_bf16_supported(including_emulation=False))
 
 # %% ../nbs/07_training.ipynb #2c9bd009
 def seeded_model(
@@ -167,9 +171,10 @@ def write_atomically(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
+        with open(part, "rb+") as file: os.fsync(file.fileno()) # on the disk before the old one goes
         os.replace(part, path)
-    except (OSError, RuntimeError) as error: # torch.save tells of a full disk by a RuntimeError
-        part.unlink(missing_ok=True)
+    except (OSError, RuntimeError, SafetensorError) as error: # a full disk, as Python, torch.save and safetensors tell it
+        with suppress(OSError): part.unlink()
         raise OSError(f"{path.name} could not be written to {path.parent} ({error}); make room there "
                       f"or choose another `out`. What was there is unchanged") from error
 
@@ -242,7 +247,7 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
         self.train_step(batch)
         self.seconds += time.monotonic() - since
         progress(self.done, f"epoch {self.epoch + 1}/{self.config.epochs}"
-                 + (f", loss {self.history[-1]['loss']:.2f}" if self.history else ""))
+                 + (f", loss {self.history[-1]['loss']:.2f} in the epoch before" if self.history else ""))
         if time.monotonic() - self.last_saved > 60: self.save()
 
 # %% ../nbs/07_training.ipynb #0407dd34
@@ -259,13 +264,18 @@ def summary(
 
 @patch
 def checked(self: Trainer):
-    "`summary` of the steps so far, with advice where it fails."
-    try: return summary(self.rows)
+    "`summary` of the steps so far, with advice where it fails or a weight is not finite."
+    try:
+        found = summary(self.rows)
+        # a loss tells of the weights before its update: the last update shows in the weights only
+        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+            raise FloatingPointError("a weight is not finite after the last iteration")
+        return found
     except FloatingPointError as error:
         kept = (f"{self.paths.checkpoint.name} keeps the last good state" if self.paths.checkpoint.exists()
                 else "no checkpoint had been written yet")
-        raise FloatingPointError(f"epoch {self.epoch + 1}: {error}; {kept}. Lower lr ({self.config.lr}), "
-                                 f"lengthen warmup, or use precision='fp32'") from None
+        raise FloatingPointError(f"epoch {self.epoch + 1}: {error}; {kept}. Start anew under another `name` with "
+                                 f"a lower lr (than {self.config.lr}), a longer warmup, or precision='fp32'") from None
 
 # %% ../nbs/07_training.ipynb #957d4238
 @patch
@@ -290,7 +300,7 @@ def test(self: Trainer):
     return evaluate(query, q.pids, q.camids, gallery, g.pids, g.camids)
 
 # %% ../nbs/07_training.ipynb #431f599c
-FORMAT = 1 # of checkpoints; raised when what they hold changes
+FORMAT = 2 # of checkpoints; raised when what they hold changes
 
 def recipe(config):
     "The settings that decide the numbers, as JSON has them: all but places and names."
@@ -310,9 +320,9 @@ def save(self: Trainer):
     if self.rows: self.checked()
     self.last_saved = time.monotonic()
     if not self.accelerator.is_main_process: return
-    state = dict(format=FORMAT, recipe=recipe(self.config), epoch=self.epoch, rows=self.rows,
-                 history=self.history, seconds=self.seconds, optimizer=self.optimizer.state_dict(),
-                 model=self.accelerator.unwrap_model(self.model).state_dict())
+    state = dict(format=FORMAT, recipe=recipe(self.config), data=fingerprint(self.data.train), code=self.code,
+                 epoch=self.epoch, rows=self.rows, history=self.history, seconds=self.seconds,
+                 optimizer=self.optimizer.state_dict(), model=self.accelerator.unwrap_model(self.model).state_dict())
     write_atomically(self.paths.checkpoint, lambda part: torch.save(state, part))
 
 # %% ../nbs/07_training.ipynb #267b9855
@@ -328,8 +338,11 @@ def load(self: Trainer):
         raise ValueError(f"{file.name} has checkpoint format {state.get('format')}, "
                          f"this version reads {FORMAT}. {advice}")
     check_recipe(state["recipe"], self.config, file.name, advice)
+    if state["data"] != fingerprint(self.data.train):
+        raise ValueError(f"{file.name} was trained on other images than those of {self.data.root}. {advice}")
     self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
     self.optimizer.load_state_dict(state["optimizer"])
+    self.code = " then ".join(dict.fromkeys([*state["code"].split(" then "), self.code]))
     self.epoch, self.rows, self.history, self.seconds = (
         state[key] for key in ("epoch", "rows", "history", "seconds"))
 
@@ -402,13 +415,21 @@ def finish(self: Trainer):
     write_atomically(self.paths.result, lambda part: part.write_text(json.dumps(result, indent=1)))
     self.paths.checkpoint.unlink(missing_ok=True)
 
+def read_json(
+    path, # of a result
+):
+    "The content of a result file. ValueError where it is damaged."
+    try: return json.loads(path.read_text())
+    except ValueError as error: raise ValueError(f"{path.name} is damaged ({error}); delete it and run its cell again, "
+                                                 f"or take it from the repository") from error
+
 def read_run(
     path,        # a result's .json
     config=None, # settings that it must have been made with
 ):               # `Run`
     "A finished run, from its result file. ValueError where it was made with other settings."
     path = Path(path)
-    result = json.loads(path.read_text())
+    result = read_json(path)
     if config is not None:
         check_recipe(result["recipe"], config, path.name,
                      "Choose another `name` or `out`, or delete it to run again")
@@ -446,12 +467,15 @@ def fit(
     max_seconds=math.inf, # stop after so long
 ):                  # `Run`
     """Train, test after the last epoch, write the result.
-    The same call goes on with a stopped run and reads a finished one."""
+    The same call goes on with a stopped run. A finished one is read from its result,
+    without a look at the data: another `root` needs another `name` or `out`.
+    ValueError where files of that name are of another run, FloatingPointError where training explodes."""
+    if max_steps is not None and max_steps < 0: raise ValueError(f"max_steps {max_steps}: expected 0 or more")
     paths = run_paths(config)
     if paths.result.exists(): return read_run(paths.result, config)
     trainer = Trainer(config, quiet)
     if paths.checkpoint.exists(): trainer.load()
-    stop = min(trainer.total, trainer.done + max_steps) if max_steps else trainer.total
+    stop = min(trainer.total, trainer.done + max_steps) if max_steps is not None else trainer.total
     deadline = time.monotonic() + max_seconds
     progress = Progress(trainer.total, f"{config.variant} on {config.dataset}", trainer.done,
                         quiet or not trainer.accelerator.is_main_process)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from conftest import ROOT, killed_at
-from gcutmix.experiments import (PAPER, PRESETS, TABLES, by_setting, cell_of, cells, interval, markdown, missing, overlap_rows, plan,
+from gcutmix.experiments import (PAPER, PRESETS, TABLES, by_setting, cell_of, cells, gcutmix_raw, interval, markdown, missing, overlap_rows, plan,
                                  plot_curves, read_attention, read_results, reproduce, run_one, shortened, table)
 from gcutmix.training import learning_rate, make_preset, recipe, run_paths
 
@@ -73,6 +73,22 @@ def test_other_settings_are_not_taken_for_the_same_cell(people, tmp_path):
     one, two = (shortened(plan(make_preset("demo", "people", root=people, out=tmp_path))[0], n) for n in (1, 2))
     assert run_one(one, quiet=True).metrics is not None
     with pytest.raises(ValueError, match="epochs 1, now 2.*Choose another"): run_one(two, quiet=True)
+    for other in (dict(epochs=2), dict(epochs=1, preset="released", backbone="tiny", weights="none")):
+        with pytest.raises(ValueError, match="made with other settings"): reproduce("people", people, **(dict(preset="demo", out=tmp_path) | other))
+    with pytest.raises(ValueError, match="expected 1 or more"): reproduce("people", people, preset="demo", epochs=0, out=tmp_path)
+
+
+def test_two_results_of_one_seed_are_no_cell():
+    results = read_results(RESULTS/"pedestrians")
+    with pytest.raises(ValueError, match="two results of PC2 "): table(results + [r for r in results if cell_of(r["recipe"]) == "PC2"][:1], "4", "pedestrians")
+
+
+def test_a_raw_result_is_not_replaced_by_another(people, tmp_path):
+    raw = lambda *size: gcutmix_raw("people", people, "tiny", "none", size, tmp_path)
+    raw(48, 16)
+    made = (tmp_path/"raw-tiny.json").read_text()
+    with pytest.raises(ValueError, match="other settings"): raw(96, 32)
+    assert (tmp_path/"raw-tiny.json").read_text() == made
 
 
 def test_a_damaged_result_is_named(tmp_path):

@@ -2,20 +2,34 @@
 import hashlib
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import gcutmix.training as training
 from conftest import killed_at
 from gcutmix.model import create_backbone
-from gcutmix.training import Trainer, command, fit, make_preset, read_run, run_paths
+from gcutmix.training import Trainer, command, fit, make_accelerator, make_preset, read_run, run_paths, write_atomically
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    "What each training step of this process takes: its batch, as one sum an image, and the seed of its generator."
+    found, augment = [], training.augment
+    def spy(images, generator, *more):
+        found.append((images.long().sum((1, 2, 3)).tolist(), generator.initial_seed()))
+        return augment(images, generator, *more)
+    monkeypatch.setattr(training, "augment", spy)
+    return found
 
 
 @pytest.fixture
@@ -78,6 +92,76 @@ def test_a_full_disk_keeps_the_checkpoint(config, monkeypatch):
     assert run_paths(config).checkpoint.read_bytes() == good and not list(config.out.glob("*.part"))
 
 
+@pytest.mark.parametrize("write", [lambda part: torch.save(torch.zeros(9999), part), lambda part: save_file({"a": torch.zeros(9999)}, part),
+                                   lambda part: part.write_text("a"*9999)])
+def test_whatever_is_written_a_full_disk_is_told_with_advice(write, tmp_path):
+    file, limits = tmp_path/"file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    file.write_text("old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="make room"): write_atomically(file, write)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and file.read_text() == "old"
+    with pytest.raises(OSError, match="another `out`"): write_atomically(file/"in a file", write)
+
+
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+def test_the_last_update_is_looked_at_too(config, broken):
+    fit(config, max_steps=2, quiet=True)
+    good = run_paths(config).checkpoint.read_bytes()
+    trainer = Trainer(config, quiet=True)
+    trainer.load()
+    trainer.train_epoch(1, lambda *_: None)
+    with torch.no_grad(): trainer.model.heads[0].reduce.weight[0] = broken
+    with pytest.raises(FloatingPointError, match="weight is not finite.*another `name`"): trainer.save()
+    assert run_paths(config).checkpoint.read_bytes() == good
+
+
+def test_a_result_names_every_version_that_made_it(config, monkeypatch):
+    monkeypatch.setattr(training, "code_version", lambda: "1+old-changed")
+    fit(config, max_steps=5, quiet=True)
+    monkeypatch.setattr(training, "code_version", lambda: "1+new")
+    fit(config, max_steps=5, quiet=True)
+    assert json.loads(fit(config, quiet=True).paths.result.read_text())["code"] == "1+old-changed then 1+new"
+
+
+def test_each_seed_epoch_and_step_draws_anew(config, drawn):
+    for seed in (0, 1): fit(replace(config, seed=seed, name=f"s{seed}"), max_steps=8, quiet=True) # two epochs
+    batches, keys = zip(*drawn)
+    assert len(set(map(str, batches))) == len(set(keys)) == 16
+
+
+def test_two_processes_take_the_two_halves(config, drawn):
+    for rank, parts in ((0, 1), (0, 2), (1, 2)):
+        trainer = Trainer(config, quiet=True)
+        trainer.accelerator = SimpleNamespace(process_index=rank, num_processes=parts, backward=torch.Tensor.backward)
+        trainer.train_step(next(iter(trainer.sampler)))
+    (whole, _), (first, a), (second, b) = drawn
+    assert first + second == whole and len(first) == len(second) == 8 and a != b
+
+
+def test_decay_and_smoothing_reach_optimiser_and_losses(config):
+    rows = []
+    for smoothing in (0., .1):
+        trainer = Trainer(replace(config, label_smoothing=smoothing, weight_decay=.125), quiet=True)
+        trainer.train_step(next(iter(trainer.sampler)))
+        rows.append(trainer.rows[0])
+    assert (rows[0][:, 0] != rows[1][:, 0]).all() and torch.equal(rows[0][:, 1], rows[1][:, 1])
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [.125]
+
+
+def test_a_budget_of_nothing_leaves_a_checkpoint_without_a_step(config):
+    for budget in (dict(max_seconds=0), dict(max_steps=0)):
+        assert fit(config, **budget, quiet=True).metrics is None
+        assert torch.load(run_paths(config).checkpoint, weights_only=True)["rows"] == []
+    with pytest.raises(ValueError, match="0 or more"): fit(config, max_steps=-1, quiet=True)
+
+
+def test_a_launchers_precision_is_not_taken(config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert make_accelerator(config).mixed_precision == "no"
+
+
 def test_an_infinite_loss_stops_the_run(config):
     fit(config, max_steps=2, quiet=True)
     trainer = Trainer(config, quiet=True)
@@ -113,9 +197,10 @@ def test_two_processes_share_a_run(config):
     assert result["processes"] == 2 and result["history"][-1]["loss"] < result["history"][0]["loss"]
 
 
-def test_cuda_asked_for_in_vain(config):
-    if torch.cuda.is_available(): pytest.skip("there is a GPU")
-    with pytest.raises(RuntimeError, match="device='auto'"): fit(replace(config, device="cuda"), quiet=True)
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_asked_for_in_vain(config, device):
+    if getattr(torch, device).is_available(): pytest.skip("it is there")
+    with pytest.raises(RuntimeError, match="device='auto'"): fit(replace(config, device=device), quiet=True)
 
 
 @cuda
@@ -137,7 +222,7 @@ def test_gpu_trains_in_bfloat16(config):
 
 
 @cuda
-def test_gpu_compiled_backbone_gives_the_same_steps(config):
+def test_gpu_compiled_backbone_gives_the_same_embeddings(config):
     trainer = Trainer(replace(config, device="cuda", precision="fp32"), quiet=True)
     images, labels = torch.randn(16, 3, 96, 32, device="cuda"), torch.arange(4).repeat_interleave(4)
     model = trainer.model.eval()
