@@ -441,7 +441,9 @@ def gcutmix_raw(
         raise ValueError(f"{file.name} was made with other settings; choose another `out`, or delete it")
     data = load_dataset(dataset, root)
     pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    model = torch.nn.Sequential(create_backbone(backbone, weights), pool)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0) # random weights, where none are given, are the same again
+        model = torch.nn.Sequential(create_backbone(backbone, weights), pool)
     q, g = data.query, data.gallery
     features = [extract_features(model, load_images(split, size)) for split in (q, g)]
     metrics = numbers_of(evaluate(features[0], q.pids, q.camids, features[1], g.pids, g.camids))

@@ -89,6 +89,8 @@ def test_a_raw_result_is_not_replaced_by_another(people, tmp_path):
     made = (tmp_path/"raw-tiny.json").read_text()
     with pytest.raises(ValueError, match="other settings"): raw(96, 32)
     assert (tmp_path/"raw-tiny.json").read_text() == made
+    raw(48, 16)
+    assert json.loads((tmp_path/"raw-tiny.json").read_text())["metrics"] == json.loads(made)["metrics"]
 
 
 def test_a_damaged_result_is_named(tmp_path):
