@@ -65,7 +65,7 @@ def branch_maps(
     for batch in torch.arange(len(images)).split(batch_size):
         with torch.set_grad_enabled(model.options.cam_grad == "batch"): # only that one differentiates
             steps = model.steps(normalize(images[batch].to(device)))
-            classes = [s.logits.argmax(1) if labels is None else labels[batch] for s in steps]
+            classes = [s.logits.argmax(1) if labels is None else torch.as_tensor(labels)[batch] for s in steps]
             parts.append([model.attention(*each).cpu() for each in zip(steps, model.heads, classes)])
     return [torch.cat(maps) for maps in zip(*parts)]
 
@@ -126,6 +126,7 @@ def mix_stages(
     ValueError for a network that mixes nothing."""
     if not all(name.startswith("AC") for name in branch_names(model)[1:] or ["none"]):
         raise ValueError(f"a network with the branches {', '.join(branch_names(model))} mixes nothing; expected PC1 or PC2")
+    labels = torch.as_tensor(labels)
     net, twin = deepcopy(model).cpu().train(), torch.Generator().manual_seed(seed)
     steps = net.steps(normalize(images), labels, torch.Generator().manual_seed(seed))
     maps = [net.attention(step, head, labels) for step, head in zip(steps, net.heads)]
@@ -308,7 +309,7 @@ def measure(
     network,       # .safetensors file of a run
     dataset=None,  # None: the one it was trained on
     root=None,     # folder of the data set
-    split="query", # "query": test people; "train": training people, each with its own class
+    split="query", # "query": test people; "train": maps of training people, each with its own class (ranking stays on the queries)
     device="cpu",  # where the network runs
 ):                 # dict
     """Where the branches of a network look, with its provenance.
@@ -335,9 +336,8 @@ def attention_table(
     names, occlusion = result["branches"], result.get("occlusion", {})
     def row(*cells): return "".join(f"{'' if x is None else format(100*x, '.1f'):>9}" for x in cells)
     lines = [f"{result['network']}: {result['images']:,} {result['split']} images, {result['labels']}; per cent"]
-    if occlusion:
-        heads = ("area", *names, "rank-1 -", "mAP -", "queries")
-        lines.append(f"{'Grad-CAM on':14}" + "".join(f"{head:>9}" for head in heads))
+    heads = ("area", *names, "rank-1 -", "mAP -", "queries") if occlusion else names
+    lines.append(f"{'Grad-CAM on' if occlusion else '':14}" + "".join(f"{head:>9}" for head in heads))
     lines.append(f"{'empty maps':14}{'':{9*bool(occlusion)}}" + row(*result["empty_maps"].values()))
     for cue, gone in occlusion.items():
         shares = [result["cues"]["share"][name][cue] for name in names]
@@ -381,8 +381,8 @@ def by_variant(
                                        f"expected one split of one data set")
     groups = {variant: [r for r in found if r["recipe"]["variant"] == variant] for variant in VARIANTS}
     for variant, runs in groups.items():
-        for key in runs[0]["recipe"].keys() - {"seed"} if runs else ():
-            if len({str(r["recipe"][key]) for r in runs}) > 1:
+        for key in sorted({key for r in runs for key in r["recipe"]} - {"seed"}):
+            if len({str(r["recipe"].get(key)) for r in runs}) > 1:
                 raise ValueError(f"these results of {variant} differ in {key}: one mean would mix them up")
     return {variant: runs for variant, runs in groups.items() if runs}
 
@@ -397,20 +397,23 @@ def bars(ax, values, group, groups, colour, label, start=0):
 def plot_cues(
     results, # of `measure`, the seeds of one recipe a variant
 ):           # figure
-    "Each branch's share of Grad-CAM on each cue, divided by the cue's area; a panel a variant."
+    """Each branch's share of Grad-CAM on each cue, divided by the cue's area and at least .05; a panel a variant.
+    Cues that no picture has are left out."""
     groups = by_variant(results)
     fig, axes = plt.subplots(len(groups), 1, figsize=(7.5, 1.6*len(groups) + .6), dpi=80, sharex=True, sharey=True)
     for ax, (variant, runs) in zip(np.ravel(axes), groups.items()):
         names, area = runs[0]["branches"], runs[0]["cues"]["area"]
+        cues = [cue for cue in SCENE if area[cue]]
         for b, (name, colour) in enumerate(zip(names, ("#0072b2", "#e69f00", "#009e73"))):
-            ratio = [[max((r["cues"]["share"][name][cue] or 0)/(area[cue] or 1), .05) for cue in SCENE] for r in runs]
+            shares = [[r["cues"]["share"][name][cue] for cue in cues] for r in runs]
+            ratio = [[np.nan if x is None else max(x/area[cue], .05) for x, cue in zip(row, cues)] for row in shares]
             bars(ax, ratio, b, len(names), colour, name, 1)
         ax.axhline(1, color="black", lw=.8)
         ax.set_yscale("log", base=2)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_title(f"{variant}, {len(runs)} run{'s'*(len(runs) > 1)}", fontsize=9)
         ax.legend(fontsize=7, ncols=3)
-    ax.set_xticks(range(len(SCENE)), [f"{cue}\n{100*area[cue]:.1f} %" for cue in SCENE], fontsize=8)
+    ax.set_xticks(range(len(cues)), [f"{cue}\n{100*area[cue]:.1f} %" for cue in cues], fontsize=8)
     ax.set_xlabel("cue, and its share of the picture")
     fig.supylabel("share of Grad-CAM / share of the picture", fontsize=9)
     fig.tight_layout()

@@ -51,9 +51,10 @@ class Canvas:
         size:tuple, # (H, W) of the finished picture
         drop=(),    # cues to leave out
     ):
-        unknown = set(drop) - set(CUES)
+        drop = {drop} if isinstance(drop, str) else set(drop)
+        unknown = drop - set(CUES)
         if unknown: raise ValueError(f"drop has {sorted(unknown)}, which is no cue: choose from {', '.join(CUES)}")
-        self.size, self.drop, self.paints = tuple(size), set(drop), {("background", (255, 255, 255)): 0}
+        self.size, self.drop, self.paints = tuple(size), drop, {("background", (255, 255, 255)): 0}
         self.image = Image.new("L", (size[1]*SUPER, size[0]*SUPER))
 
     def paint(self, parts, scale=1., x=0., y=0.):
@@ -284,13 +285,15 @@ def figure(
 # %% ../nbs/11_pedestrians.ipynb #ed0cb2e3
 @dataclass(frozen=True)
 class Camera:
-    "What stays the same in all pictures of one camera."
+    """What stays the same in all pictures of one camera: angle in degrees; tint, light: factors; ramp: change of
+    brightness from the middle to the right edge; horizon: share of the height; noise: grey levels; blur: sigma / height."""
     angle: float; tint: tuple; light: float; ramp: float
     wall: str; ground: str; horizon: float; noise: float; blur: float; key: tuple
 
 @dataclass(frozen=True)
 class View:
-    "What changes from picture to picture."
+    """What changes from picture to picture: angle and light add to and multiply the camera's; phase in radians;
+    scale, x, y in heights; spot: where the background is cut, shares; side: -1 or 1, of the occluder."""
     angle: float; phase: float; stride: float; scale: float; x: float; y: float
     tint: tuple; light: float; ramp: float; blur: float; spot: tuple; occluder: str; side: int; key: tuple
 
@@ -305,7 +308,7 @@ def random_camera(
     seed:int,  # of the data set
     camid:int, # camera, from 1
 ) -> Camera:
-    "The camera with number `camid`: odd ones see people come, even ones see them go by."
+    "The camera with number `camid`: odd ones see people come, even ones see them walk away, half from behind."
     r = keyed(seed, 2, camid)
     return Camera(130*(1 - camid%2) + r.uniform(-20, 20), tuple(r.uniform(.92, 1.08, 3)), r.uniform(.9, 1.1), r.uniform(-.2, .2),
         pick(r, list(WALLS)), pick(r, list(GROUNDS)), r.uniform(.55, .75), r.uniform(2.5, 5), r.uniform(0, .002), (seed, camid))
@@ -365,7 +368,7 @@ def bicycle(view):
         Part(0, "occluder", (140, 44, 44), capsule((a, b), (c, d), .008, .008)) for a, b, c, d in tubes]
 
 def passer(view):
-    "Another person, who belongs to no identity of the data set."
+    "Another person, of no identity of the data set; the same one in all pictures of a person, so sometimes a false clue."
     other = figure(random_person(view.key[0], 10**6 + view.key[1]), Pose(90*view.side, view.phase + 1, view.stride))
     return [part._replace(cue="occluder") for part in other]
 

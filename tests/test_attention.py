@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from gcutmix.attention import (SCENE, attention_table, block_overlap, branch_maps, branch_names, by_variant, coverage,
                                cue_cells, cue_shares, drop_cues, gcutmix_attention, map_overlap, measure, mix_stages,
-                               open_network, plot_attention, plot_cues, plot_mix, plot_occlusion, plot_ranked, redraw, top_blocks)
+                               open_network, overlaps, plot_attention, plot_cues, plot_mix, plot_occlusion, plot_ranked, redraw, top_blocks)
 from gcutmix.data import load_dataset, load_images, normalize
 from gcutmix.experiments import save_figure
 from gcutmix.gradcam import grad_cam
@@ -165,10 +165,13 @@ def test_a_cue_that_nobody_wears_costs_nothing(run, data):
     assert bare and drop_cues(model, data, (96, 32), ("bag",))["occlusion"] == dict(bag=dict(changed=0, rank1_lost=0, mAP_lost=0))
 
 
-def test_training_people_have_their_own_class(run, people, tmp_path):
+def test_training_people_have_their_own_class(run, data, people, tmp_path):
     gcutmix_attention(run.paths.model, root=people, split="train", out=tmp_path)
     found = json.loads((tmp_path/"attention-train-PC2-tiny-s0.json").read_text())
     assert (found["split"], found["images"], found["labels"]) == ("train", 64, "own class")
+    (model, _), images = open_network(run.paths.model), load_images(data.train, (96, 32), progress=False)
+    own, favourite = (overlaps(model, branch_maps(model, images, labels)) for labels in (data.train.labels, None))
+    assert found["overlap"] == own != favourite
 
 
 def test_pictures_without_masks_give_overlaps_only(run, people, tmp_path):
@@ -176,7 +179,8 @@ def test_pictures_without_masks_give_overlaps_only(run, people, tmp_path):
     (tmp_path/"photos"/"pedestrians.json").unlink()
     found = measure(run.paths.model, "photos", tmp_path/"photos")
     assert not {"cues", "coverage", "occlusion"} & set(found) and len(found["overlap"]) == 3
-    assert "overlap of maps" in attention_table(found)
+    head, empty, *rest = attention_table(found).splitlines()[1:]
+    assert head.split() == ["G", "AC1", "AC2"] and empty.startswith("empty maps") and "overlap of maps" in rest[0]
     with pytest.raises(ValueError, match="only drawn pedestrians"): plot_cues([found])
 
 
@@ -196,6 +200,8 @@ def test_errors_say_what_to_do(run, result, people, tmp_path):
     with pytest.raises(ValueError, match="trained on 4 people, pedestrians has 16"): measure(tmp_path/"four.safetensors", root=people, split="train")
     with pytest.raises(ValueError, match="mixes nothing"): mix_stages(create_model("BDB3", 4, "tiny", dim=8), None, None)
     with pytest.raises(ValueError, match="2 sets of pictures"): by_variant([result, result | dict(split="train")])
+    older = {key: value for key, value in result["recipe"].items() if key != "k"}
+    with pytest.raises(ValueError, match="differ in k"): by_variant([result, result | dict(recipe=older)])
 
 
 def test_pictures_of_another_version(run, people, tmp_path):
@@ -213,6 +219,11 @@ def test_figures_are_small_and_show_every_seed(run, result, data, tmp_path):
                    mix=plot_mix(model, images[:16], labels[:16], anchor=5), attention=plot_attention(model, images[:8:2], labels[:8:2]),
                    single=plot_attention(model, images[:1]), ranked=plot_ranked(model, data, (96, 32), n=1))
     assert [len(ax.lines) for ax in figures["cues"].axes] == [1, 4] # the line at 1, and for each branch the dots of two runs
+    bald = json.loads(json.dumps(result)) # a set without hats, and a branch without maps
+    bald["cues"]["area"]["hat"], bald["cues"]["share"]["AC1"] = 0, dict.fromkeys(SCENE)
+    ax = plot_cues([bald]).axes[0]
+    heights = np.array([bar.get_height() for bar in ax.patches]).reshape(3, -1)
+    assert len(ax.get_xticks()) == heights.shape[1] == len(SCENE) - 1 and np.isnan(heights[1]).all() and not np.isnan(heights[[0, 2]]).any()
     for name, figure in figures.items():
         save_figure(figure, tmp_path/f"{name}.png")
         assert (tmp_path/f"{name}.png").stat().st_size < 150_000, name
