@@ -6,8 +6,9 @@
 __all__ = ['ROWS', 'COLUMNS', 'PAPER', 'SLIPS', 'TABLES', 'PRESETS', 'CELL', 'T975', 'QUESTIONS', 'STYLES', 'base_k', 'cell_of',
            'cells', 'cells_of_table', 'plan', 'missing', 'read_results', 'read_attention', 'time_left', 'run_one',
            'shortened', 'reproduce', 'gcutmix_reproduce', 'setting', 'by_setting', 'interval', 'select', 'difference',
-           'table', 'markdown', 'comparisons', 'provenance_line', 'plot_curves', 'plot_k', 'plot_cmc', 'gcutmix_raw',
-           'save_figure', 'draw_results', 'overlap_rows', 'draw_networks', 'gcutmix_tables', 'gcutmix_demo']
+           'table', 'markdown', 'comparisons', 'printed_difference', 'provenance_line', 'plot_curves', 'plot_k',
+           'plot_cmc', 'plot_differences', 'gcutmix_raw', 'save_figure', 'draw_results', 'overlap_rows',
+           'coverage_rows', 'draw_networks', 'gcutmix_tables', 'gcutmix_demo']
 
 # %% ../nbs/09_experiments.ipynb #60fa2a85
 import json, re, sys, time
@@ -352,6 +353,17 @@ def comparisons(
         rows.append(row | {"seeds": str(n or "")})
     return rows
 
+# %% ../nbs/09_experiments.ipynb #9e7fffa5
+def printed_difference(
+    question, # from `QUESTIONS`
+    dataset,  # one that Tables 3 and 4 have
+    key="rank1",
+):            # points; nan where the paper has no answer
+    "The difference between two rows of one table of the paper."
+    rows = PAPER["3" if question.startswith("PC2") else "4"].get(dataset, {})
+    a, b = (rows.get(ROWS.get(name, name), (np.nan, np.nan))[key == "mAP"] for name in question.split(" - "))
+    return a - b
+
 # %% ../nbs/09_experiments.ipynb #8d2b8608
 def provenance_line(
     results, # from `read_results`
@@ -419,6 +431,26 @@ def plot_cmc(
     ax.set_xlabel("rank"); ax.set_ylabel("queries matched, %"); ax.grid(alpha=.3)
     if results: ax.legend(fontsize=8)
     fig.tight_layout()
+    return fig
+
+# %% ../nbs/09_experiments.ipynb #0506e624
+def plot_differences(
+    groups, # dict: a name for each list of results of one setting
+):          # figure
+    "The questions' answers in points: the paper's (hollow), the measured ones with 95 % intervals (no bar: one run)."
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), dpi=90, sharey=True)
+    for ax, key, head in zip(axes, ("rank1", "mAP"), ("rank-1", "mAP")):
+        drawn = {f"paper, {name}": [(printed_difference(q, name, key), np.nan) for q in QUESTIONS] for name in COLUMNS[1:3]}
+        drawn |= {name: [difference(rows, a, b, key)[:2] for a, b in QUESTIONS.values()] for name, rows in groups.items()}
+        for i, (name, points) in enumerate(drawn.items()):
+            y, (mean, half) = np.arange(len(points)) + .8*((i + .5)/len(drawn) - .5), np.transpose(points)
+            ax.errorbar(mean, y, xerr=half, fmt="Dsov^<>P"[i % 8], ms=5, capsize=3, label=name,
+                        color=("#444444", "#888888", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")[i % 8],
+                        mfc="white" if i < 2 else None)
+        ax.axvline(0, color="black", lw=.8); ax.set_xlabel(f"{head}, points"); ax.grid(axis="x", alpha=.3)
+    axes[0].set_yticks(range(len(QUESTIONS)), QUESTIONS); axes[0].invert_yaxis()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=min(4, len(drawn)), fontsize=8)
+    fig.tight_layout(rect=(0, 0, 1, .93))
     return fig
 
 # %% ../nbs/09_experiments.ipynb #4d5d1484
@@ -496,6 +528,17 @@ def overlap_rows(
                (("maps", "maps"), ("blocks", "top blocks"), ("blocks_by_chance", "by chance"))}
             for (network, a, b), found in pairs.items()]
 
+# %% ../nbs/09_experiments.ipynb #e6d414c2
+def coverage_rows(
+    results, # from `read_attention`, with cue numbers
+):           # list of dicts of texts, a row a network
+    "How much of the person, and of the picture, the top blocks of all branches cover together, in per cent."
+    seen = defaultdict(list)
+    for r in results: seen[cell_of(r["recipe"])].append([100*r["coverage"][part]["union"] for part in ("person", "area")])
+    return [{"network": network, "networks": str(len(found)),
+             "of the person": _spread([person for person, _ in found]), "of the picture": _spread([area for _, area in found]),
+             "ratio": f"{np.mean([person/area for person, area in found]):.2f}"} for network, found in seen.items()]
+
 # %% ../nbs/09_experiments.ipynb #e4eccecb
 def draw_networks(
     folder, # holds PC2's network of seed 0
@@ -529,11 +572,17 @@ def gcutmix_tables(
         text += [draw_results(read_results(results/name), name, out/name)]
         if attention := read_attention(results/name): # measured once, see chapter 13
             text += ["Overlap of the branches, %\n", markdown(overlap_rows(attention)) + "\n"]
-            for kind, plot in (("cues", plot_cues), ("occlusion", plot_occlusion)) if "cues" in attention[0] else ():
+            cues = all("cues" in a for a in attention) # no masks, no numbers about them
+            if cues: text += ["Under the top blocks of all branches, %\n", markdown(coverage_rows(attention)) + "\n"]
+            for kind, plot in (("cues", plot_cues), ("occlusion", plot_occlusion)) if cues else ():
                 save_figure(plot(attention), out/f"{name}-{kind}.svg")
                 text += [f"![{kind}]({name}-{kind}.svg)\n"]
         if name == "pedestrians" and (results/name/"PC2-tiny-s0.safetensors").exists():
             draw_networks(results/name, out/"people", out/name)
+    groups = {f"{name}{f', {setting}'*(len(split) > 1)}": rows for name in datasets
+              for split in [by_setting(read_results(results/name))] for setting, rows in split.items()}
+    save_figure(plot_differences(groups), out/"differences.svg")
+    text += ["# Beside the paper: differences\n", "![differences](differences.svg)\n"]
     text += ["# What the paper prints and cannot be (rows with †)\n", *(f"- Table {t}{f', {r}' if r else ''}: {why}" for t, r, why in SLIPS)]
     write_atomically(out/"tables.md", lambda part: part.write_text("\n".join(text) + "\n"))
     print(f"{sum(len(read_results(results/name)) for name in datasets)} results; tables and figures are in {out}")
