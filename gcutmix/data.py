@@ -91,6 +91,7 @@ TABLE1 = {
     "cuhk03-p1-detected": dict(train=(441, 4273), query=(402, 804), gallery=(402, 3100)),
 }
 
+# %% ../nbs/00_data.ipynb #fcd0e1e4
 @dataclass
 class ReIDDataset:
     "The three splits; `check_strangers` asks that nobody in `train` is in `query` or `gallery`."
@@ -100,6 +101,7 @@ class ReIDDataset:
     query: Split
     gallery: Split
 
+# %% ../nbs/00_data.ipynb #f44527a4
 def check_strangers(data):
     "ValueError where somebody of `data.train` is in the query or the gallery: the scores would be too good."
     both = np.intersect1d(data.train.pids, np.concatenate((data.query.pids, data.gallery.pids)))

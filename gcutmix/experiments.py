@@ -210,6 +210,7 @@ def shortened(
 
 PRESETS = {"pedestrians": "demo", "cuhk03-p1-detected": "small"} # others: "paper"
 
+# %% ../nbs/09_experiments.ipynb #ed027f02
 def reproduce(
     dataset:str="pedestrians", # as in gcutmix_train
     data_root:str=None,        # folder of the data set (default: $GCUTMIX_DATA, else data)
@@ -438,7 +439,7 @@ def plot_differences(
     groups, # dict: a name for each list of results of one setting
 ):          # figure
     "The questions' answers in points: the paper's (hollow), the measured ones with 95 % intervals (no bar: one run)."
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), dpi=90, sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), dpi=90, sharey=True, layout="constrained")
     for ax, key, head in zip(axes, ("rank1", "mAP"), ("rank-1", "mAP")):
         drawn = {f"paper, {name}": [(printed_difference(q, name, key), np.nan) for q in QUESTIONS] for name in COLUMNS[1:3]}
         drawn |= {name: [difference(rows, a, b, key)[:2] for a, b in QUESTIONS.values()] for name, rows in groups.items()}
@@ -449,8 +450,7 @@ def plot_differences(
                         mfc="white" if i < 2 else None)
         ax.axvline(0, color="black", lw=.8); ax.set_xlabel(f"{head}, points"); ax.grid(axis="x", alpha=.3)
     axes[0].set_yticks(range(len(QUESTIONS)), QUESTIONS); axes[0].invert_yaxis()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=min(4, len(drawn)), fontsize=8)
-    fig.tight_layout(rect=(0, 0, 1, .93))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     return fig
 
 # %% ../nbs/09_experiments.ipynb #4d5d1484

@@ -15,6 +15,7 @@ from urllib.error import URLError
 
 import torch
 import torchvision
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -200,35 +201,41 @@ class ProgressiveNet(nn.Module):
             steps.append(Step(features, pooled, *head(pooled), mask))
         return steps
 
-    def attention(self, step, head, labels):
-        "Grad-CAM (N,H,W) of one branch for the labelled class; `labels` (N,)."
-        if labels is None: raise ValueError("Grad-CAM asks where a class is seen: pass the labels of the images")
-        labels = labels.to(step.logits.device, non_blocking=True)
-        if self.options.cam_grad == "batch":
-            return pooled_grad_cam(step.features, step.pooled, step.logits.gather(1, labels[:, None])[:, 0])
-        return class_activation_map(step.features, head.score_gradient(step.pooled, step.embedding, labels)
-                                    / step.features[0, 0].numel())
+# %% ../nbs/06_model.ipynb #6c75912c
+@patch
+def attention(self: ProgressiveNet, step, head, labels):
+    "Grad-CAM (N,H,W) of one branch for the labelled class; `labels` (N,)."
+    if labels is None: raise ValueError("Grad-CAM asks where a class is seen: pass the labels of the images")
+    labels = labels.to(step.logits.device, non_blocking=True)
+    if self.options.cam_grad == "batch":
+        return pooled_grad_cam(step.features, step.pooled, step.logits.gather(1, labels[:, None])[:, 0])
+    return class_activation_map(step.features, head.score_gradient(step.pooled, step.embedding, labels)
+                                / step.features[0, 0].numel())
 
-    def mask(self, step, head, labels):
-        """(N,1,H,W): zeros in the k blocks that this branch looks at most.
-        ValueError where these are all, since nothing of the image would be left."""
-        cam = self.attention(step, head, labels)
-        height, width = self.options.block
-        k = self.options.k*(2 if self.options.accumulate and step.mask is not None else 1)
-        if k*height*width >= cam[0].numel():
-            raise ValueError(f"k = {k} blocks of {height}x{width} are the whole {cam.shape[1]}x"
-                             f"{cam.shape[2]} map: choose a smaller k (the paper takes a quarter of the blocks)")
-        if not self.options.accumulate or step.mask is None:
-            return block_mask(cam, self.options.k, self.options.block)
-        cam = cam.masked_fill(step.mask[:, 0] == 0, -torch.inf) # blocks already replaced are chosen last
-        return step.mask * block_mask(cam, self.options.k, self.options.block)
+# %% ../nbs/06_model.ipynb #1c39eb93
+@patch
+def mask(self: ProgressiveNet, step, head, labels):
+    """(N,1,H,W): zeros in the k blocks that this branch looks at most.
+    ValueError where these are all, since nothing of the image would be left."""
+    cam = self.attention(step, head, labels)
+    height, width = self.options.block
+    k = self.options.k*(2 if self.options.accumulate and step.mask is not None else 1)
+    if k*height*width >= cam[0].numel():
+        raise ValueError(f"k = {k} blocks of {height}x{width} are the whole {cam.shape[1]}x"
+                         f"{cam.shape[2]} map: choose a smaller k (the paper takes a quarter of the blocks)")
+    if not self.options.accumulate or step.mask is None:
+        return block_mask(cam, self.options.k, self.options.block)
+    cam = cam.masked_fill(step.mask[:, 0] == 0, -torch.inf) # blocks already replaced are chosen last
+    return step.mask * block_mask(cam, self.options.k, self.options.block)
 
-    def mix(self, features, mask, labels, generator):
-        "Eq. 3 with one random partner an image."
-        partners = (sample_partners(labels, self.options.partner, generator)
-                    .to(features.device, non_blocking=True))
-        return feature_cutmix(
-            features, (features.detach() if self.options.detach_partner else features)[partners], mask)
+# %% ../nbs/06_model.ipynb #17248ee1
+@patch
+def mix(self: ProgressiveNet, features, mask, labels, generator):
+    "Eq. 3 with one random partner an image."
+    partners = (sample_partners(labels, self.options.partner, generator)
+                .to(features.device, non_blocking=True))
+    return feature_cutmix(
+        features, (features.detach() if self.options.detach_partner else features)[partners], mask)
 
 # %% ../nbs/06_model.ipynb #2fa6c35e
 def create_model(

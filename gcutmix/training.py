@@ -415,6 +415,7 @@ def finish(self: Trainer):
     write_atomically(self.paths.result, lambda part: part.write_text(json.dumps(result, indent=1)))
     self.paths.checkpoint.unlink(missing_ok=True)
 
+# %% ../nbs/07_training.ipynb #11127db7
 def read_json(
     path, # of a result
 ):
@@ -503,6 +504,7 @@ def report(run):
     return (f"rank-1 {run.metrics.rank1:.1%}, mAP {run.metrics.mAP:.1%} after epoch {len(run.history)}; "
             f"see {run.paths.result}")
 
+# %% ../nbs/07_training.ipynb #0715c2c5
 @call_parse
 def gcutmix_train(
     preset:str="paper",       # recipe that the other options change: paper, released, small, demo
