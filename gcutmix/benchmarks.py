@@ -204,6 +204,7 @@ def gcutmix_bench(
 ):
     "Measure the claims of speed as ratios within one run; one JSON file a part."
     given = {key: value for key, value in locals().items() if key not in ("part", "out")}
+    if not PARTS: raise ValueError("no parts are known yet: run the command gcutmix_bench, or import gcutmix.benchmarks_retrieval first")
     for name in PARTS if part == "all" else [part]: measure_into(out, name, Bench(**given))
 
 # %% ../nbs/12_benchmarks.ipynb #84c3cca3

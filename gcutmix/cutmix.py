@@ -23,8 +23,9 @@ def partner_matrix(
     # "negative": another identity; "positive": another image of the same one; "any": any other image
     mode="negative",
 ):                   # (N,N) bool: may image j fill the holes of image i?
-    "The partners that Table 4 compares (N, P, P+N). Never the image itself. ValueError for another mode."
+    "The partners that Table 4 compares (N, P, P+N). Never the image itself. ValueError for another mode or shape."
     pids = torch.as_tensor(pids)
+    if pids.ndim != 1: raise ValueError(f"pids of shape {tuple(pids.shape)}: expected one for each image, (N,)")
     other = ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
     same = pids[:, None] == pids
     modes = {"negative": ~same, "positive": same & other, "any": other}

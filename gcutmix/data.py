@@ -245,6 +245,7 @@ def _decode(path, size):
     try:
         with Image.open(path) as f: image = f.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
     except Exception as e: # PIL raises many kinds
+        if getattr(e, "errno", None) or isinstance(e, MemoryError): raise # the machine's fault, not the picture's
         raise ValueError(f"cannot decode {path} ({path.stat().st_size} bytes): {e}. Replace or delete it.") from e
     return b"".join(channel.tobytes() for channel in image.split())
 
@@ -297,8 +298,9 @@ def load_images(
     progress=True, # show a bar while decoding
 ) -> torch.Tensor: # uint8 (N,3,H,W), memory-mapped
     """All images of a split as one tensor. The first call decodes them, later calls open the file.
-    ValueError for an image that cannot be decoded, OSError for a full disk."""
+    ValueError for an image that cannot be decoded and for a size that is none, OSError for a full disk."""
     size = tuple(map(int, size))
+    if len(size) != 2 or min(size) < 1: raise ValueError(f"size {size}: expected height and width in pixels, such as (384, 128)")
     file, shape = _cache_file(split, size, cache), (len(split), 3, *size)
     if (images := _open_cache(file, shape)) is None:
         _write_cache(file, split, size, progress)

@@ -24,8 +24,10 @@ def batch_hard_triplet(
     pids,       # (N,) identities; kept on the CPU they save the GPU a wait
 ):              # scalar
     """Batch-hard soft-margin triplet loss (Hermans et al., 2017), mean over the images that have a positive
-    and a negative. ValueError where none has."""
+    and a negative. ValueError where none has, and for pids of another shape."""
     pids = torch.as_tensor(pids)
+    if pids.shape != embeddings.shape[:1]:
+        raise ValueError(f"pids of shape {tuple(pids.shape)}: expected one for each embedding, ({len(embeddings)},)")
     same = pids[:, None] == pids
     positive = same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
     anchors = int((positive.any(1) & (~same).any(1)).sum())

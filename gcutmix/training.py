@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'TrainConfig', 'make_preset', 'learning_rate', 'forward_loss', 'make_accelerator', 'use_bf16',
            'seeded_model', 'write_atomically', 'paths_beside', 'run_paths', 'Run', 'Trainer', 'summary', 'recipe',
-           'check_recipe', 'code_version', 'hardware', 'fingerprint', 'command', 'provenance', 'numbers_of',
+           'check_settings', 'code_version', 'hardware', 'fingerprint', 'command', 'provenance', 'numbers_of',
            'read_json', 'read_run', 'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
 
 # %% ../nbs/07_training.ipynb #ee67b093
@@ -300,7 +300,7 @@ def test(self: Trainer):
     return evaluate(query, q.pids, q.camids, gallery, g.pids, g.camids)
 
 # %% ../nbs/07_training.ipynb #431f599c
-FORMAT = 2 # of checkpoints; raised when what they hold changes
+FORMAT = 3 # of checkpoints; raised when what they hold changes
 
 def recipe(config):
     "The settings that decide the numbers, as JSON has them: all but places and names."
@@ -308,11 +308,16 @@ def recipe(config):
     if kept["weights"]: kept["weights"] = Path(kept["weights"]).name
     return json.loads(json.dumps(kept))
 
-def check_recipe(found, config, file, advice):
-    "ValueError where `file` was made with other settings."
-    changed = [f"{key} {found.get(key)!r}, now {value!r}"
-               for key, value in recipe(config).items() if found.get(key) != value]
+def check_settings(found, wanted, file, advice):
+    "ValueError where `file` was made with other settings than those `wanted`."
+    changed = [f"{key} {found.get(key)!r}, now {value!r}" for key, value in wanted.items() if found.get(key) != value]
     if changed: raise ValueError(f"{file} was made with other settings: {'; '.join(changed)}. {advice}")
+
+@patch(as_prop=True)
+def how(self: Trainer):
+    "Processes and precision: they decide the numbers, too."
+    return dict(processes=self.accelerator.num_processes,
+                precision="bf16" if use_bf16(self.config, self.device) else "fp32")
 
 @patch
 def save(self: Trainer):
@@ -320,8 +325,8 @@ def save(self: Trainer):
     if self.rows: self.checked()
     self.last_saved = time.monotonic()
     if not self.accelerator.is_main_process: return
-    state = dict(format=FORMAT, recipe=recipe(self.config), data=fingerprint(self.data.train), code=self.code,
-                 epoch=self.epoch, rows=self.rows, history=self.history, seconds=self.seconds,
+    state = dict(format=FORMAT, recipe=recipe(self.config), how=self.how, data=fingerprint(self.data.train),
+                 code=self.code, epoch=self.epoch, rows=self.rows, history=self.history, seconds=self.seconds,
                  optimizer=self.optimizer.state_dict(), model=self.accelerator.unwrap_model(self.model).state_dict())
     write_atomically(self.paths.checkpoint, lambda part: torch.save(state, part))
 
@@ -331,20 +336,21 @@ def load(self: Trainer):
     "Go on where the checkpoint stopped. ValueError where it is damaged, or of another run or version."
     file = self.paths.checkpoint
     advice = f"Choose another `name` or `out`, or delete {file.name} to start anew"
-    try: state = torch.load(file, map_location=self.device, weights_only=True)
+    try: state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{file.name} cannot be read ({type(error).__name__}). {advice}") from error
     if state.get("format") != FORMAT:
         raise ValueError(f"{file.name} has checkpoint format {state.get('format')}, "
                          f"this version reads {FORMAT}. {advice}")
-    check_recipe(state["recipe"], self.config, file.name, advice)
+    for found, wanted in ((state["recipe"], recipe(self.config)), (state["how"], self.how)):
+        check_settings(found, wanted, file.name, advice)
     if state["data"] != fingerprint(self.data.train):
         raise ValueError(f"{file.name} was trained on other images than those of {self.data.root}. {advice}")
     self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
     self.optimizer.load_state_dict(state["optimizer"])
     self.code = " then ".join(dict.fromkeys([*state["code"].split(" then "), self.code]))
-    self.epoch, self.rows, self.history, self.seconds = (
-        state[key] for key in ("epoch", "rows", "history", "seconds"))
+    self.rows = [row.to(self.device) for row in state["rows"]]
+    self.epoch, self.history, self.seconds = (state[key] for key in ("epoch", "history", "seconds"))
 
 # %% ../nbs/07_training.ipynb #de93d425
 def code_version():
@@ -404,10 +410,8 @@ def numbers_of(metrics):
 def finish(self: Trainer):
     "Write network and result; the checkpoint has done its work."
     if not self.accelerator.is_main_process: return
-    how = dict(processes=self.accelerator.num_processes,
-               precision="bf16" if use_bf16(self.config, self.device) else "fp32")
     result = dict(command=command(self.config), code=self.code, iterations=self.total,
-                  seconds=round(self.seconds, 1), **how, **provenance(self.config, self.data, self.device),
+                  seconds=round(self.seconds, 1), **self.how, **provenance(self.config, self.data, self.device),
                   metrics=numbers_of(self.metrics), history=self.history)
     meta = dict(dataset=self.config.dataset, size=self.config.size)
     write_atomically(self.paths.model,
@@ -432,8 +436,8 @@ def read_run(
     path = Path(path)
     result = read_json(path)
     if config is not None:
-        check_recipe(result["recipe"], config, path.name,
-                     "Choose another `name` or `out`, or delete it to run again")
+        check_settings(result["recipe"], recipe(config), path.name,
+                       "Choose another `name` or `out`, or delete it to run again")
     return Run(config or TrainConfig(**result["recipe"]), result["history"],
                paths_beside(path.with_suffix("")), AttrDict(result["metrics"]))
 

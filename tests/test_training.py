@@ -185,14 +185,16 @@ def test_every_setting_runs(config, settings):
     assert 0 < run.metrics.mAP <= 1
 
 
-def test_two_processes_share_a_run(config):
-    "Half of the identities of each batch to each process; one result, by the first."
-    launcher = config.out.parent/"launch.py" # holds the options: torchrun would take --p for one of its own
-    launcher.write_text(f"import sys\nfrom gcutmix.training import gcutmix_train\n"
-                        f"if __name__ == '__main__': sys.argv = {words(config)!r}; gcutmix_train()\n")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(launcher)],
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_share_a_run_and_go_on_with_it(config, tmp_path):
+    "Half of the identities of each batch to each process; one result, by the first; and nobody else goes on with it."
+    cut = replace(config, out=tmp_path/"cut")
+    for c, *more in ((config,), (cut, "--max_steps", "6"), (cut,)):
+        done = subprocess.run(["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "--", "gcutmix.training", *words(c)[1:], *more],
+                              capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if more:
+            with pytest.raises(ValueError, match="processes 2, now 1"): fit(cut, quiet=True)
+    same(read_run(run_paths(config).result), read_run(run_paths(cut).result))
     result = json.loads(run_paths(config).result.read_text())
     assert result["processes"] == 2 and result["history"][-1]["loss"] < result["history"][0]["loss"]
 
