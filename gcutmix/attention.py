@@ -26,7 +26,7 @@ from PIL import Image
 from .blocks import block_mask, block_scores
 from .cutmix import sample_partners
 from .data import load_dataset, load_images, normalize
-from .evaluation import evaluate, extract_features, ranked_list, show_ranked_lists
+from .evaluation import check_people, evaluate, extract_features, ranked_list, show_ranked_lists
 from .model import VARIANTS, load_model
 from .pedestrians import CUES, GREYED, cue_masks, draw, scene_of
 from .training import TrainConfig, code_version, provenance, write_atomically
@@ -318,6 +318,7 @@ def measure(
     path, (model, recipe) = Path(network), open_network(network)
     dataset, size = dataset or recipe["dataset"], tuple(recipe["size"])
     data = load_dataset(dataset, root)
+    check_people(recipe, data, path.name)
     part, people = getattr(data, split), recipe["num_classes"]
     if split == "train" and part.num_pids != people:
         raise ValueError(f"{path.name} was trained on {people} people, {dataset} has {part.num_pids} to train on; "
@@ -326,7 +327,7 @@ def measure(
     known = provenance(TrainConfig(dataset=dataset, size=size), data, torch.device(device)) | dict(recipe=recipe)
     if (data.root/"pedestrians.json").exists(): found |= cue_numbers(model, data, part, maps, size)
     return dict(command=f"gcutmix_attention {path.name} --dataset {dataset} --split {split}", code=code_version(),
-                network=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16], **known, split=split, **found)
+                network=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16], **known, dataset=dataset, split=split, **found)
 
 # %% ../nbs/13_attention.ipynb #22f67082
 def attention_table(
@@ -362,7 +363,8 @@ def gcutmix_attention(
 ):
     "Measure where the branches of a trained network look; print a table and write attention-NAME.json."
     result, network = measure(network, dataset, root, split, device), Path(network)
-    name = f"attention-{'' if split == 'query' else split + '-'}{network.stem}.json"
+    elsewhere = [result["dataset"]]*(result["dataset"] != result["recipe"]["dataset"]) # never in the place of the own data set's
+    name = "-".join(["attention", *elsewhere, *[split]*(split != "query"), network.stem]) + ".json"
     write_atomically(Path(out or network.parent)/name, lambda part: part.write_text(json.dumps(result, indent=1)))
     print(f"{attention_table(result)}\nsee {name}")
 

@@ -368,10 +368,13 @@ class Roofline(TorchDispatchMode):
 
 # %% ../nbs/14_benchmarks_step.ipynb #c338d31c
 def roofline_of(job, top=8):
-    "One step under `Roofline`: the operators that take longest, as a list of dicts, and the seconds of all at least."
-    job()
-    with Roofline(machine_rates(job.bench.device), job.bench.device) as roofline: job()
-    spent, least = roofline.spent, roofline.least
+    """Steps under `Roofline`, the median of `repeats` after a first one that does not count:
+    the operators that take longest, as a list of dicts, and the seconds of all at least."""
+    turns, rates = [], machine_rates(job.bench.device)
+    for _ in range(1 + job.bench.repeats):
+        with Roofline(rates, job.bench.device) as roofline: job()
+        turns.append(roofline)
+    spent, least = {name: float(np.median([t.spent[name] for t in turns[1:]])) for name in roofline.spent}, roofline.least
     return [dict(operator=name, ms=1e3*spent[name], floor_ms=1e3*least[name])
             for name in sorted(spent, key=spent.get, reverse=True)[:top]], sum(least.values())
 

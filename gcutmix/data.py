@@ -78,7 +78,7 @@ def check_matches(query, gallery):
             if not seen.get(pid, set()) - {camid}]
     if lost:
         raise ValueError(f"{len(lost)} of {len(query)} queries have no picture of the same person from a second camera "
-                         f"in the gallery, the first is {lost[0]}. Add one, remove it, or pass check=False.")
+                         f"in the gallery, the first is {lost[0]}. Add one or remove it (in Python, check=False reads the set as it is).")
 
 # %% ../nbs/00_data.ipynb #4d317ccc
 # split: (identities other than distractors, images other than junk)
@@ -107,7 +107,7 @@ def check_strangers(data):
     both = np.intersect1d(data.train.pids, np.concatenate((data.query.pids, data.gallery.pids)))
     if len(both):
         raise ValueError(f"{len(both)} people of {data.name} are in the training and in the test part, the first is "
-                         f"{both[0]}: take them out of one, or pass check=False and compare with nobody.")
+                         f"{both[0]}: take them out of one (in Python, check=False reads the set as it is).")
 
 def check_counts(data, expected):
     "ValueError unless each split of `data` has the expected numbers of identities and images."
@@ -120,7 +120,8 @@ def check_counts(data, expected):
                          f"expected {images:,} of {pids:,}")
     if wrong:
         raise ValueError(f"{data.name} in {data.root}: {'; '.join(wrong)}. The copy is incomplete or split otherwise: "
-                         "get it again, or pass check=False and compare with nobody.")
+                         "get it again, or read it under a name of your own (--dataset mine --root FOLDER; in Python "
+                         "also check=False) and compare with nobody.")
 
 # %% ../nbs/00_data.ipynb #f7b73115
 @contextmanager
@@ -147,7 +148,7 @@ def extract_cuhk03(
     """Write the pictures of the original CUHK03 release into the folders of CUHK03-NP.
     FileExistsError where `folder` holds something, ValueError for a missing picture, OSError for a full disk."""
     try: import h5py; from scipy.io import loadmat
-    except ImportError as e: raise ImportError(f"{mat} needs h5py and scipy: pip install gcutmix[raw]") from e
+    except ImportError as e: raise ImportError(f"{mat} needs h5py and scipy: pip install h5py scipy") from e
     if (folder := Path(folder)).is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and has no {_layout['train']} of CUHK03: "
                               "move it away, the pictures go there.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['average_precision', 'extract_features', 'distance_to', 'images_of', 'match_places', 'Metrics', 'summarize',
            'evaluate', 'ranked_list', 'show_ranked_lists', 'mutual_neighbours', 'neighbourhood', 'reranked',
-           'gcutmix_evaluate']
+           'check_people', 'gcutmix_evaluate']
 
 # %% ../nbs/08_evaluation.ipynb #d6bc3cbb
 import hashlib, json, platform
@@ -46,6 +46,7 @@ def extract_features(
     device=None,   # move the model there first; None: stay where the model is
 ):
     "float32 features (N,D) on the CPU. Every module's training flag is afterwards as it was."
+    if batch_size < 1: raise ValueError(f"batch_size {batch_size}: expected 1 or more")
     if device is not None: model.to(device)
     device = next(chain(model.parameters(), model.buffers()), torch.empty(0)).device
     was_training = {module: module.training for module in model.modules()}
@@ -197,6 +198,7 @@ def evaluate(
     """`Metrics` of ranking the gallery for each query. A gallery image with the query's pid and camid is left out;
     a query without a match is ignored and counted. Equal distances: the lower gallery index first. `l2` and
     "cosine" copy the features. ValueError for input that cannot be ranked."""
+    if ap_max_rank is not None and ap_max_rank < 1: raise ValueError(f"ap_max_rank {ap_max_rank}: expected 1 or more, or None")
     bytes_each = 8 if rerank else max(4, *(getattr(f, "itemsize", 8) for f in (query_features, gallery_features)))
     n = max(1, int(chunk_mb*2**20/bytes_each/max(1, len(gallery_features))))
     dist, (qp, qc, gp, gc) = _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids,
@@ -319,6 +321,17 @@ def reranked(
         return (1 - lam)*(1 - shared/(2 - shared)) + lam*old
     return rows
 
+# %% ../nbs/08_evaluation.ipynb #9501c94f
+def check_people(
+    recipe, # of the network, from `load_model`
+    data,   # a `ReIDDataset` to test it on
+    file,   # the network's name
+):
+    "ValueError where `data` has the name of the network's own data set and other training people."
+    if data.name == recipe.get("dataset") and data.train.num_pids != recipe["num_classes"]:
+        raise ValueError(f"{file} was trained on {recipe['num_classes']} people, {data.name} in {data.root} has {data.train.num_pids} "
+                         f"to train on: it is another copy, and may test on people that the network knows; give the root of its training")
+
 # %% ../nbs/08_evaluation.ipynb #523da26b
 @call_parse
 def gcutmix_evaluate(
@@ -336,18 +349,22 @@ def gcutmix_evaluate(
 ):
     "Rank query and gallery with a trained network; print the metrics and write them with their provenance."
     from gcutmix.model import load_model # here, because training imports this module
-    from gcutmix.training import code_version, fingerprint, hardware, write_atomically
+    from gcutmix.training import code_version, fingerprint, hardware, read_json, write_atomically
     net, recipe = load_model(path := Path(model))
     if missing := ({"size"} if dataset else {"size", "dataset"}) - set(recipe):
         raise ValueError(f"{path.name} does not name its {' and '.join(sorted(missing))}; use a file that gcutmix_train wrote")
     device = torch.device(device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"))
-    data = load_dataset(dataset or recipe["dataset"], root)
+    data, file = load_dataset(dataset or recipe["dataset"], root), Path(out or path.with_suffix(".eval.json"))
+    check_people(recipe, data, path.name)
+    options = dict(l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank)
+    known = dict(model_sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16], options=dict(options, flip=flip),
+                 data={k: fingerprint(getattr(data, k)) for k in ("query", "gallery")})
+    if file.exists() and {key: read_json(file).get(key) for key in known} != known:
+        raise ValueError(f"{file.name} holds the metrics of another network, other images or other options; give another `out`, or delete it")
     embed = lambda split: extract_features(net, load_images(split, recipe["size"]), batch_size, flip, device)
     six = [x for split in (data.query, data.gallery) for x in (embed(split), split.pids, split.camids)]
-    metrics = evaluate(*six, **(options := dict(l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank)))
-    result = dict(model=path.name, model_sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16], recipe=recipe,
-                  dataset=data.name, data={k: fingerprint(getattr(data, k)) for k in ("query", "gallery")},
-                  options=dict(options, flip=flip), metrics=metrics.as_dict(), code=code_version(), hardware=hardware(device),
+    metrics = evaluate(*six, **options)
+    result = dict(model=path.name, recipe=recipe, dataset=data.name, **known, metrics=metrics.as_dict(), code=code_version(), hardware=hardware(device),
                   packages=dict(torch=torch.__version__, numpy=np.__version__, python=platform.python_version()))
-    write_atomically(out or path.with_suffix(".eval.json"), lambda part: part.write_text(json.dumps(result, indent=1)))
+    write_atomically(file, lambda part: part.write_text(json.dumps(result, indent=1)))
     print(metrics)

@@ -28,7 +28,7 @@ from .attention import COLOURS, plot_attention, plot_cues, plot_mix, plot_occlus
 from .data import load_dataset, load_images
 from .evaluation import evaluate, extract_features
 from .model import create_backbone, load_model
-from .training import (TrainConfig, code_version, fit, make_preset, numbers, numbers_of, provenance, read_json, read_run,
+from .training import (TrainConfig, check_writable, code_version, fit, make_preset, numbers, numbers_of, provenance, read_json, read_run,
                               recipe, run_paths, write_atomically)
 
 # %% ../nbs/09_experiments.ipynb #885ef882
@@ -166,9 +166,9 @@ def read_results(
 def read_attention(
     folder, # holds attention-*.json files
 ):          # list of dicts, sorted by file name
-    "What `gcutmix_attention` (chapter 13) measured on test people."
+    "What `gcutmix_attention` (chapter 13) measured on test people of the network's own data set."
     results = [read_json(path) for path in sorted(Path(folder).glob("attention-*.json"))]
-    return [r for r in results if r["split"] == "query"]
+    return [r for r in results if r["split"] == "query" and r.get("dataset") in (None, r["recipe"]["dataset"])]
 
 # %% ../nbs/09_experiments.ipynb #3e9905ad
 def time_left(
@@ -190,7 +190,7 @@ def run_one(
 ):                      # `Run`; None where another process is at it
     "Train one configuration, or go on with it, unless another process does."
     paths = run_paths(config)
-    paths.result.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(paths.result.parent)
     lock = paths.result.with_suffix(".lock")
     try:
         with FileLock(lock, timeout=0):
@@ -245,7 +245,8 @@ def reproduce(
 # %% ../nbs/09_experiments.ipynb #b47fc20a
 def gcutmix_reproduce():
     "The command line of `reproduce`; --data-root and --data_root are the same."
-    words = [re.sub(r"^--[a-z-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
+    words = [re.sub(r"^--root(?=$|=)", "--data_root", word) for word in sys.argv[1:]] # as the other commands say
+    words = [re.sub(r"^--[a-z-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in words]
     given = vars(anno_parser(reproduce, "gcutmix_reproduce").parse_args(words))
     reproduce(**{key: value for key, value in given.items() if key not in ("pdb", "xtra")})
 
@@ -565,6 +566,9 @@ def gcutmix_tables(
     if not Path(results).is_dir():
         raise FileNotFoundError(f"no folder {results}: give the one that holds a folder of results for each data set")
     results, out, text = Path(results), Path(out), []
+    if here := read_results(results):
+        raise ValueError(f"{results} itself holds {len(here)} results, expected a folder for each data set: move them "
+                         f"to {results/here[0]['recipe']['dataset']}, or train with --out {results}/DATASET")
     # a run on held-out training people has chosen a setting; it is no cell of any table
     found = {p.name for p in results.glob("*") if not p.name.endswith("-validation") and read_results(p)}
     datasets = sorted(found | set(COLUMNS))

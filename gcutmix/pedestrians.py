@@ -483,6 +483,7 @@ def write_pedestrians(
     root, who = Path(root), dict(train_ids=train_ids, test_ids=test_ids, images=images)
     params = dict(drawing=DRAWING, **who, size=list(size), seed=seed)
     if holds(root, params): return root
+    if min(train_ids, test_ids) < 0: raise ValueError(f"{train_ids} people to train on, {test_ids} to test on: expected 0 or more of each")
     if images < 4: raise ValueError(f"images={images}: an identity needs 4 or more, a query and a gallery picture in each camera")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as part:

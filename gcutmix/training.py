@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'TrainConfig', 'make_preset', 'learning_rate', 'forward_loss', 'make_accelerator', 'use_bf16',
-           'seeded_model', 'write_atomically', 'paths_beside', 'run_paths', 'Run', 'Trainer', 'summary', 'recipe',
-           'check_settings', 'code_version', 'hardware', 'fingerprint', 'command', 'provenance', 'numbers_of',
-           'read_json', 'read_run', 'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
+           'seeded_model', 'write_atomically', 'paths_beside', 'run_paths', 'Run', 'check_writable', 'check_map',
+           'Trainer', 'summary', 'recipe', 'check_settings', 'code_version', 'hardware', 'fingerprint', 'command',
+           'provenance', 'numbers_of', 'read_json', 'read_run', 'Progress', 'fit', 'numbers', 'report', 'gcutmix_train']
 
 # %% ../nbs/07_training.ipynb #ee67b093
 import hashlib, json, math, os, platform, shlex, subprocess, sys, time
@@ -78,7 +78,12 @@ class TrainConfig:
         for key in ("flip", "cutout_p", "cutout_share", "label_smoothing"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} {getattr(self, key)}: expected a share from 0 to 1")
-        if self.epochs < 1: raise ValueError(f"epochs {self.epochs}: expected 1 or more")
+        for key in ("size", "block"):
+            pair = getattr(self, key)
+            if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+                raise ValueError(f"{key} {pair}: expected height and width, two whole numbers above 0")
+        for key, least in dict(dim=1, k=0, seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0).items():
+            if getattr(self, key) < least: raise ValueError(f"{key} {getattr(self, key)}: expected {least} or more")
 
 # %% ../nbs/07_training.ipynb #7f8f0391
 def make_preset(
@@ -197,6 +202,23 @@ class Run:
     # rank1, mAP, mINP, cmc after the last epoch, as fractions; None while the run is not finished
     metrics: AttrDict = None
 
+# %% ../nbs/07_training.ipynb #18f72329
+def check_writable(folder):
+    "OSError with advice where a folder takes no files."
+    probe = Path(folder)/f".writable-{os.getpid()}"
+    write_atomically(probe, lambda part: part.write_text(""))
+    probe.unlink(missing_ok=True)
+
+def check_map(
+    model, # a `ProgressiveNet`
+    size,  # height and width of the images
+):
+    "ValueError where the blocks to be replaced do not divide or fill the map of such images. One empty image goes through."
+    model.eval()
+    steps = model.steps(torch.zeros(1, 3, *size), torch.tensor([0]))
+    for step, head, following in zip(steps, model.heads, model.branches[1:]):
+        if following.interference == "cutmix": model.mask(step, head, torch.tensor([0]))
+
 # %% ../nbs/07_training.ipynb #8f3f6d17
 class Trainer:
     "Data, network, optimiser, and where the run stands."
@@ -206,11 +228,13 @@ class Trainer:
         parts = self.accelerator.num_processes
         if config.p % parts: raise ValueError(f"p = {config.p} identities a batch do not divide among "
                                               f"{parts} processes; change p or the number of processes")
+        if self.accelerator.is_main_process: check_writable(self.paths.result.parent)
         self.data = load_dataset(config.dataset, config.root)
-        self.images = to_device(load_images(self.data.train, config.size, progress=not quiet), self.device)
-        self.labels = torch.as_tensor(self.data.train.labels)
         self.sampler = PKSampler(self.data.train.pids, config.p, config.instances, config.seed)
-        model = seeded_model(config, self.data.train.num_pids).to(self.device)
+        model = seeded_model(config, self.data.train.num_pids)
+        check_map(model, config.size)
+        self.images = to_device(load_images(self.data.train, config.size, progress=not quiet), self.device)
+        self.labels, model = torch.as_tensor(self.data.train.labels), model.to(self.device)
         optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
@@ -484,11 +508,12 @@ def fit(
     deadline = time.monotonic() + max_seconds
     progress = Progress(trainer.total, f"{config.variant} on {config.dataset}", trainer.done,
                         quiet or not trainer.accelerator.is_main_process)
-    while trainer.epoch < config.epochs:
-        trainer.train_epoch(stop - trainer.done, progress, deadline)
-        if len(trainer.rows) < len(trainer.sampler): break # the budget is spent
-        trainer.end_epoch()
-    progress.close()
+    try:
+        while trainer.epoch < config.epochs:
+            trainer.train_epoch(stop - trainer.done, progress, deadline)
+            if len(trainer.rows) < len(trainer.sampler): break # the budget is spent
+            trainer.end_epoch()
+    finally: progress.close()
     if trainer.epoch < config.epochs:
         trainer.save()
         return Run(config, trainer.history, paths)

@@ -14,10 +14,10 @@ from gcutmix.attention import (SCENE, attention_table, block_overlap, branch_map
                                cue_cells, cue_shares, drop_cues, gcutmix_attention, map_overlap, measure, mix_stages,
                                open_network, overlaps, plot_attention, plot_cues, plot_mix, plot_occlusion, plot_ranked, redraw, top_blocks)
 from gcutmix.data import load_dataset, load_images, normalize
-from gcutmix.experiments import save_figure
+from gcutmix.experiments import read_attention, save_figure
 from gcutmix.gradcam import grad_cam
 from gcutmix.model import create_model, save_model
-from gcutmix.pedestrians import CUES, compose, random_person, scene_of
+from gcutmix.pedestrians import CUES, compose, random_person, scene_of, write_pedestrians
 from gcutmix.training import fit, make_preset
 
 
@@ -142,6 +142,18 @@ def test_the_command_from_a_run_to_its_file(run, result, people, tmp_path, capsy
     assert {"command", "code", "hardware", "packages", "data"} <= set(found) and "hat" in printed and "G and AC1" in printed
 
 
+def test_another_data_set_never_takes_the_place_of_its_own(run, people, tmp_path):
+    shutil.copytree(people, tmp_path/"photos")
+    for words in (dict(root=people), dict(dataset="photos", root=tmp_path/"photos")): gcutmix_attention(run.paths.model, out=tmp_path/"new", **words)
+    assert sorted(path.name for path in (tmp_path/"new").iterdir()) == ["attention-PC2-tiny-s0.json", "attention-photos-PC2-tiny-s0.json"]
+    assert [r["dataset"] for r in read_attention(tmp_path/"new")] == ["pedestrians"]
+
+
+def test_another_copy_of_the_data_set_is_refused(run, tmp_path):
+    other = write_pedestrians(tmp_path/"people", train_ids=8, test_ids=8, images=4)
+    with pytest.raises(ValueError, match="on 16 people, pedestrians in .* has 8 to train on"): measure(run.paths.model, root=other)
+
+
 def test_the_numbers_of_a_result(result):
     for shares in result["cues"]["share"].values(): assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     assert sum(result["cues"]["area"].values()) == pytest.approx(1, abs=1e-3)
@@ -197,7 +209,8 @@ def test_errors_say_what_to_do(run, result, people, tmp_path):
     with pytest.raises(ValueError, match="no image of a person"): measure(run.paths.model, "empty", tmp_path/"empty")
     with pytest.raises(ValueError, match="'query' or 'train'"): measure(run.paths.model, root=people, split="gallery")
     save_model(create_model("G", 4, "tiny", dim=8), tmp_path/"four.safetensors", dataset="pedestrians", size=(96, 32))
-    with pytest.raises(ValueError, match="trained on 4 people, pedestrians has 16"): measure(tmp_path/"four.safetensors", root=people, split="train")
+    with pytest.raises(ValueError, match="trained on 4 people, pedestrians in .* has 16"): measure(tmp_path/"four.safetensors", root=people)
+    with pytest.raises(ValueError, match="trained on 4 people, people has 16"): measure(tmp_path/"four.safetensors", "people", people, split="train")
     with pytest.raises(ValueError, match="mixes nothing"): mix_stages(create_model("BDB3", 4, "tiny", dim=8), None, None)
     with pytest.raises(ValueError, match="2 sets of pictures"): by_variant([result, result | dict(split="train")])
     older = {key: value for key, value in result["recipe"].items() if key != "k"}

@@ -164,3 +164,8 @@ def test_command_line(tmp_path):
     assert [row["gallery"] for row in json.loads((tmp_path/"growth-cpu.json").read_text())["growth"]] == [100, 200]
     done = run("--part", "speed")
     assert done.returncode and "expected one of" in done.stderr
+
+
+def test_allocators_are_not_mixed_up(monkeypatch):
+    monkeypatch.setattr(benchmarks_step, "step_in_process", lambda bench, environment: 2. if environment else 3.)
+    assert benchmarks_step.measure_allocator(SMALL)["ratios"]["keeps freed memory"]["median"] == pytest.approx(2/3)

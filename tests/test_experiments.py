@@ -52,6 +52,11 @@ def test_next_killed_and_started_again_gives_the_same_numbers(people, tmp_path):
     assert [e["loss"] for e in a["history"]] == [e["loss"] for e in b["history"]]
 
 
+def test_root_is_data_root(people, tmp_path):
+    command = [word.replace("--data-root", "--root") for word in words(people, tmp_path/"results", "--budget", "0")]
+    assert "0 of 12 runs have a result" in reproduced(*command)
+
+
 def test_a_second_shell_takes_the_next_run(people, tmp_path):
     base = make_preset("demo", "people", root=people, out=tmp_path, epochs=1, p=4)
     first = plan(base)[0]

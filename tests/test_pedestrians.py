@@ -161,3 +161,9 @@ def test_the_drawing_has_not_changed(key, green, occluded):
 def test_one_cue_may_be_named_without_a_set():
     s = scene(0, 1, 1, 1)
     assert np.array_equal(np.asarray(draw(*s, drop="hat")), np.asarray(draw(*s, drop={"hat"})))
+
+
+@pytest.mark.parametrize("people", [dict(train_ids=-3), dict(test_ids=-1)])
+def test_no_people_no_data_set(people, tmp_path):
+    with pytest.raises(ValueError, match="0 or more of each"): write_pedestrians(tmp_path/"none", **people)
+    assert not list(tmp_path.iterdir())

@@ -81,6 +81,21 @@ def test_a_finished_run_is_read_and_not_repeated(config):
     assert fit(config, quiet=True).metrics == first.metrics and first.paths.model.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("settings, complaint", [(dict(dim=0), "dim 0: expected 1"), (dict(seed=-1), "seed -1"), (dict(instances=1), "instances 1: expected 2"),
+                                                 (dict(k=-1), "k -1"), (dict(warmup=-1), "warmup -1"), (dict(block=(3,)), "two whole numbers"),
+                                                 (dict(size="96x32"), "two whole numbers"), (dict(size=(0, 32)), "two whole numbers")])
+def test_settings_are_looked_at_first(settings, complaint):
+    with pytest.raises(ValueError, match=complaint): make_preset("demo", "people", **settings)
+
+
+@pytest.mark.parametrize("changes, complaint", [(dict(size=(100, 32)), "25 must be a multiple of 3"), (dict(k=32), "the whole 24x8 map"), (dict(p=99), "the data have 16"),
+                                                (dict(variant="PC3"), "expected one of G"), (dict(out="a file"), "choose another `out`")])
+def test_what_cannot_run_is_told_before_anything_is_decoded(config, changes, complaint, monkeypatch, tmp_path):
+    if "out" in changes: changes = dict(out=tmp_path/"a file"); changes["out"].touch()
+    monkeypatch.setattr(training, "load_images", lambda *args, **kwargs: pytest.fail("decoded"))
+    with pytest.raises((ValueError, OSError), match=complaint): fit(replace(config, **changes), quiet=True)
+
+
 def test_a_full_disk_keeps_the_checkpoint(config, monkeypatch):
     fit(config, max_steps=2, quiet=True)
     good = run_paths(config).checkpoint.read_bytes()
