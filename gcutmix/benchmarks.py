@@ -126,6 +126,7 @@ class Bench:
         if self.device not in ("cpu", here):
             raise RuntimeError(f"device={self.device!r} was asked for, this machine has {here}; use device='auto'")
         self.batch = self.batch or (8 if self.device == "cpu" else 64)
+        if len(self.size) != 2: raise ValueError(f"size {self.size}: expected height and width, as 384x128")
         if self.batch % 4: raise ValueError(f"batch = {self.batch}: expected a multiple of 4, whole identities")
 
 # %% ../nbs/12_benchmarks.ipynb #2e4d66f3
