@@ -210,7 +210,7 @@ def check_writable(folder):
     probe.unlink(missing_ok=True)
 
 def check_map(
-    model, # a `ProgressiveNet`
+    model, # a `ProgressiveNet`; is in training mode afterwards
     size,  # height and width of the images
 ):
     "ValueError where the blocks to be replaced do not divide or fill the map of such images. One empty image goes through."
@@ -218,6 +218,7 @@ def check_map(
     steps = model.steps(torch.zeros(1, 3, *size), torch.tensor([0]))
     for step, head, following in zip(steps, model.heads, model.branches[1:]):
         if following.interference == "cutmix": model.mask(step, head, torch.tensor([0]))
+    model.train()
 
 # %% ../nbs/07_training.ipynb #8f3f6d17
 class Trainer:
