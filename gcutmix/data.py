@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'parse_name', 'Split', 'read_split', 'check_matches', 'ReIDDataset', 'check_strangers', 'check_counts',
-           'extract_cuhk03', 'validation_part', 'load_dataset', 'load_images', 'to_device', 'keyed_generator',
-           'random_flip', 'normalize', 'cutout', 'random_erasing', 'augment']
+           'validation_part', 'load_dataset']
 
 # %% ../nbs/00_data.ipynb #d6cf8254
-import errno, hashlib, os, re, shutil, tempfile
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import os, re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np, torch
-from PIL import Image
-from tqdm import tqdm
+import numpy as np
+
+from .base.archives import make_cuhk03
+from .base.files import FOLDERS
+from .pedestrians import write_pedestrians
 
 # %% ../nbs/00_data.ipynb #27cd173f
 _file_name = re.compile(r"(-?\d+)_c(\d+)")
@@ -52,7 +51,6 @@ class Split:
 
 # %% ../nbs/00_data.ipynb #9bba5d23
 _suffixes = {".jpg", ".jpeg", ".png", ".bmp"}
-_layout = dict(train="bounding_box_train", query="query", gallery="bounding_box_test")
 
 def read_split(
     folder, # one folder of images
@@ -61,7 +59,7 @@ def read_split(
     FileNotFoundError without the folder, ValueError where it holds no image or one without a name."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: a data set has the folders {', '.join(_layout.values())}.")
+        raise FileNotFoundError(f"no folder {folder}: a data set has the folders {', '.join(FOLDERS.values())}.")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _suffixes and p.name[0] != ".")
     rows = [(p, pid, camid) for p in files for pid, camid in [parse_name(p)] if pid != -1]
     if not rows:
@@ -116,55 +114,12 @@ def check_counts(data, expected):
         split = getattr(data, name)
         found = len(np.unique(split.pids[split.pids > 0])), len(split)
         if found != (pids, images):
-            wrong.append(f"{name} ({_layout[name]}) has {found[1]:,} images of {found[0]:,} identities, "
+            wrong.append(f"{name} ({FOLDERS[name]}) has {found[1]:,} images of {found[0]:,} identities, "
                          f"expected {images:,} of {pids:,}")
     if wrong:
         raise ValueError(f"{data.name} in {data.root}: {'; '.join(wrong)}. The copy is incomplete or split otherwise: "
                          "get it again, or read it under a name of your own (--dataset mine --root FOLDER; in Python "
                          "also check=False) and compare with nobody.")
-
-# %% ../nbs/00_data.ipynb #f7b73115
-@contextmanager
-def _atomic(target):
-    "A temporary path which becomes `target` if the block ends well and vanishes if not."
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
-            new = Path(folder)/target.name
-            yield new
-            if not (target.is_dir() and any(target.iterdir())): os.replace(new, target) # else another was faster
-    except OSError as e:
-        if e.errno != errno.ENOSPC: raise
-        raise OSError(e.errno, f"disk full, nothing is left of {target}: free some space and run again") from e
-
-# %% ../nbs/00_data.ipynb #ddcaf142
-def extract_cuhk03(
-    mat, # `cuhk-03.mat`, MATLAB 7.3
-    config, # `cuhk03_new_protocol_config_{detected,labeled}.mat`
-    folder, # where the three folders of PNG files go
-    variant="detected", # or "labeled"
-    progress=True, # show a bar
-):
-    """Write the pictures of the original CUHK03 release into the folders of CUHK03-NP.
-    FileExistsError where `folder` holds something, ValueError for a missing picture, OSError for a full disk."""
-    try: import h5py; from scipy.io import loadmat
-    except ImportError as e: raise ImportError(f"{mat} needs h5py and scipy: pip install h5py scipy") from e
-    if (folder := Path(folder)).is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and has no {_layout['train']} of CUHK03: "
-                              "move it away, the pictures go there.")
-    c = loadmat(config)
-    columns = (c[k].flat for k in ("filelist", "labels", "camId"))
-    files = [(name.item(), int(pid), int(camid)) for name, pid, camid in zip(*columns)]
-    rows = [(part, *files[i-1]) for split, part in _layout.items() for i in c[f"{split}_idx"].ravel().astype(int)]
-    with h5py.File(mat) as f, _atomic(folder) as new:
-        for part in _layout.values(): (new/part).mkdir(parents=True)
-        tables = [f[ref][()] for ref in f[variant][()].flat] # (10, people) references for each camera pair
-        for part, name, pid, camid in tqdm(rows, desc=f"CUHK03 {variant}", unit="image", disable=not progress):
-            pair, person, _, number = map(int, Path(name).stem.split("_"))
-            pixels = f[tables[pair-1][number-1, person-1]][()] # (3, W, H): MATLAB stores the last index first
-            if pixels.ndim != 3: # an empty cell
-                raise ValueError(f"{mat} has no picture {name}, which {config} lists: get both again.")
-            Image.fromarray(pixels.T).save(new/part/f"{pid:04d}_c{camid}_{number:02d}.png", compress_level=1)
 
 # %% ../nbs/00_data.ipynb #b550b5f8
 _cuhk03 = ["", "cuhk03-np/", "CUHK03-NP/", "cuhk03/", "CUHK03/"]
@@ -176,18 +131,6 @@ _folders = {
     "cuhk03-p1-detected": ["detected", "cuhk03-p1/detected", ""],
     "pedestrians": ["", "pedestrians"],
 }
-
-def _find(root, name):
-    return next((p for depth in ("", "*/", "*/*/") for p in sorted(root.glob(depth + name))), None)
-
-def _make_cuhk03(root, variant, progress):
-    "The folder extracted from the original release, or None where there is no release."
-    wanted = f"cuhk03_new_protocol_config_{variant}.mat"
-    if (mat := _find(root, "cuhk-03.mat")) is None: return None
-    if (config := _find(root, wanted)) is None:
-        raise FileNotFoundError(f"found {mat} but no {wanted}, which says what is in which split: put it beside.")
-    extract_cuhk03(mat, config, root/"cuhk03-np"/variant, variant, progress)
-    return root/"cuhk03-np"/variant
 
 # %% ../nbs/00_data.ipynb #7ac43acc
 def validation_part(
@@ -224,192 +167,17 @@ def load_dataset(
         return data
     base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
     tried = [base/d for d in _folders.get(name, ["", name])]
-    folder = next((d for d in tried if (d/_layout["train"]).is_dir()), None)
+    folder = next((d for d in tried if (d/FOLDERS["train"]).is_dir()), None)
     if folder is None and name == "pedestrians":
-        from gcutmix.pedestrians import write_pedestrians
         folder = write_pedestrians(base if root and not base.exists() else base/name)
     if folder is None and name in ("cuhk03-labeled", "cuhk03-detected"):
-        folder = _make_cuhk03(base, name.removeprefix("cuhk03-"), progress)
+        folder = make_cuhk03(base, name.removeprefix("cuhk03-"), progress)
     if folder is None:
-        raise FileNotFoundError(f"no data set '{name}': looked for {_layout['train']} in {', '.join(map(str, tried))}. "
+        raise FileNotFoundError(f"no data set '{name}': looked for {FOLDERS['train']} in {', '.join(map(str, tried))}. "
                                 f"Put the data there or pass root=. Known names: {', '.join(_folders)}.")
-    data = ReIDDataset(name, folder, **{split: read_split(folder/part) for split, part in _layout.items()})
+    data = ReIDDataset(name, folder, **{split: read_split(folder/part) for split, part in FOLDERS.items()})
     if check and name in TABLE1: check_counts(data, TABLE1[name]) # a query without a match is then the protocol's own
     elif check:
         check_matches(data.query, data.gallery)
         check_strangers(data)
     return data
-
-# %% ../nbs/00_data.ipynb #4c76b662
-def _decode(path, size):
-    "The 3*H*W bytes of an image, resized as torchvision's `Resize` does."
-    try:
-        with Image.open(path) as f: image = f.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
-    except Exception as e: # PIL raises many kinds
-        if getattr(e, "errno", None) or isinstance(e, MemoryError): raise # the machine's fault, not the picture's
-        raise ValueError(f"cannot decode {path} ({path.stat().st_size} bytes): {e}. Replace or delete it.") from e
-    return b"".join(channel.tobytes() for channel in image.split())
-
-# %% ../nbs/00_data.ipynb #e63359fa
-def _writable(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError: return False
-    return True
-
-def _cache_file(split, size, cache):
-    "Where the decoded images of a split are, or should go."
-    stats = [(p.parent.name, p.name, s.st_size, s.st_mtime_ns) for p in split.paths for s in [p.stat()]]
-    key = hashlib.sha256(repr((size, stats)).encode()).hexdigest()[:16]
-    name = f"{split.paths[0].parent.name}-{size[0]}x{size[1]}-{key}.npy"
-    beside = split.paths[0].parent.parent/".gcutmix"
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"gcutmix"
-    folders = [Path(cache)] if cache else [beside, user]
-    return next((d/name for d in folders if (d/name).exists()), None) or \
-           next((d for d in folders if _writable(d)), folders[-1])/name
-
-# %% ../nbs/00_data.ipynb #ac200f75
-def _write_cache(file, split, size, progress):
-    shape = len(split), 3, *size
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if (missing := int(np.prod(shape)) - shutil.disk_usage(file.parent).free) > 0:
-        raise OSError(errno.ENOSPC, f"{missing:,} bytes too few on the disk of {file}: free some space or pass cache=")
-    bar = tqdm(total=len(split), desc=split.paths[0].parent.name, unit="image", disable=not progress)
-    with _atomic(file) as new, open(new, "wb") as f, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
-        np.lib.format.write_array_header_1_0(f, dict(descr="|u1", fortran_order=False, shape=shape))
-        for start in range(0, len(split), 512): # in pieces: decoded images must not pile up before a slow disk
-            for image in pool.map(lambda path: _decode(path, size), split.paths[start:start+512]):
-                f.write(image)
-                bar.update()
-        f.flush()
-        os.fsync(f.fileno())
-
-def _open_cache(file, shape):
-    "The mapped images, or None where the file is missing or damaged."
-    try: images = np.load(file, mmap_mode="c") # copy on write: the tensor may change, the file does not
-    except (OSError, ValueError, EOFError): return None
-    return torch.from_numpy(images) if images.shape == shape else None
-
-# %% ../nbs/00_data.ipynb #e1892190
-def load_images(
-    split, # a `Split` of N pictures
-    size=(384, 128), # height and width
-    cache=None, # folder for the decoded images; default: `.gcutmix` beside the data, ~/.cache where that is read-only
-    progress=True, # show a bar while decoding
-) -> torch.Tensor: # uint8 (N,3,H,W), memory-mapped
-    """All images of a split as one tensor. The first call decodes them, later calls open the file.
-    ValueError for an image that cannot be decoded and for a size that is none, OSError for a full disk."""
-    size = tuple(map(int, size))
-    if len(size) != 2 or min(size) < 1: raise ValueError(f"size {size}: expected height and width in pixels, such as (384, 128)")
-    file, shape = _cache_file(split, size, cache), (len(split), 3, *size)
-    if (images := _open_cache(file, shape)) is None:
-        _write_cache(file, split, size, progress)
-        images = _open_cache(file, shape)
-    return images
-
-# %% ../nbs/00_data.ipynb #de4eff88
-def _free_memory(device):
-    "Bytes; 0 for the CPU, where a mapped file is as good as memory."
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps": return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return 0
-
-def to_device(
-    images, # uint8 (N,3,H,W), from `load_images`
-    device, # where the network is
-    share=.25, # the largest share of the free memory they may take; training needs the rest
-) -> torch.Tensor: # on the device if they fit, else `images` itself
-    "Move the images to the GPU when they fit."
-    device = torch.device(device)
-    return images.to(device) if images.nbytes <= share*_free_memory(device) else images
-
-# %% ../nbs/00_data.ipynb #b1c2b61e
-def keyed_generator(
-    seed, # of the run
-    epoch=0, # pass over the data
-    step=0, # batch in the epoch
-    rank=0, # process
-) -> torch.Generator: # on the CPU, so that all devices get the same draws
-    "A generator that depends on its key alone: what was drawn before plays no part. Keys are integers from 0."
-    word = np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0] # 32 bits: torch ignores the rest
-    return torch.Generator().manual_seed(int(word))
-
-# %% ../nbs/00_data.ipynb #95dff157
-def random_flip(
-    images, # (N,3,H,W)
-    generator, # on the CPU, such as `keyed_generator`'s
-    p=.5, # probability, for each image
-) -> torch.Tensor: # (N,3,H,W)
-    "Mirror each image with probability `p`."
-    flip = torch.rand(len(images), generator=generator) < p
-    return torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
-
-# %% ../nbs/00_data.ipynb #7ea88ff1
-_mean = torch.tensor([.485, .456, .406])[:, None, None]
-_std = torch.tensor([.229, .224, .225])[:, None, None]
-
-def normalize(
-    images, # uint8 (N,3,H,W)
-) -> torch.Tensor: # float32 (N,3,H,W)
-    "Bytes to floats, with ImageNet's mean taken off and divided by its standard deviation in each channel."
-    copy = images.to(torch.float32, copy=True) # in place from here on, and never on the caller's floats
-    return copy.sub_(255*_mean.to(images.device)).div_(255*_std.to(images.device))
-
-# %% ../nbs/00_data.ipynb #e5286793
-def _rectangles(top, left, height, width, H, W):
-    "(N,1,H,W) bool: True inside the rectangle of each image; the first four are (N,)."
-    def span(start, length, n):
-        at = torch.arange(n)
-        return (at >= start[:, None]) & (at < (start + length)[:, None])
-    return (span(top, height, H)[:, :, None] & span(left, width, W)[:, None, :])[:, None]
-
-def cutout(
-    images, # (N,3,H,W)
-    generator, # on the CPU
-    p=.5, # probability, for each image
-    size=64, # side of the square in pixels
-    fill=0., # value inside; 0 is the mean colour after `normalize`
-) -> torch.Tensor: # (N,3,H,W)
-    "Fill one square, wholly inside, of each image with probability `p`. ValueError where it does not fit."
-    N, _, H, W = images.shape
-    if p and size > min(H, W):
-        raise ValueError(f"a {size}x{size} cutout does not fit into {H}x{W} images: pass a smaller size, or p=0")
-    chance, y, x = torch.rand(3, N, generator=generator)
-    side = (chance < p)*size
-    hole = _rectangles((y*(H-size+1)).long(), (x*(W-size+1)).long(), side, side, H, W)
-    return images.masked_fill(hole.to(images.device), fill)
-
-# %% ../nbs/00_data.ipynb #ce3363e9
-def random_erasing(
-    images, # (N,3,H,W)
-    generator, # on the CPU
-    p=.5, # probability, for each image
-    scale=(.02, .33), # area, as a share of the image
-    ratio=(.3, 3.3), # height over width
-    fill=0., # value inside
-) -> torch.Tensor: # (N,3,H,W)
-    "Fill one rectangle of random shape in each image with probability `p` (Zhong et al., 2020)."
-    N, _, H, W = images.shape
-    area, shape = torch.rand(2, N, 10, generator=generator)
-    chance, y, x = torch.rand(3, N, generator=generator)
-    area = H*W*(scale[0] + area*(scale[1] - scale[0]))
-    shape = ratio[0]*(ratio[1]/ratio[0])**shape # uniform in the logarithm: 3:1 is as likely as 1:3
-    height, width = (area*shape).sqrt().round().long(), (area/shape).sqrt().round().long()
-    fits = (height < H) & (width < W)
-    first = fits.int().argmax(1, keepdim=True)
-    erased = fits.any(1) & (chance < p)
-    height, width = (torch.where(erased, side.gather(1, first)[:, 0], 0) for side in (height, width))
-    hole = _rectangles((y*(H-height+1)).long(), (x*(W-width+1)).long(), height, width, H, W)
-    return images.masked_fill(hole.to(images.device), fill)
-
-# %% ../nbs/00_data.ipynb #8e69d7bb
-def augment(
-    images, # uint8 (N,3,H,W)
-    generator, # on the CPU, such as `keyed_generator(seed, epoch, step, rank)`
-    flip=.5, # probability of mirroring an image
-    cutout_p=.5, # probability of a hole in an image
-    cutout_size=64, # side of the hole in pixels
-) -> torch.Tensor: # float32 (N,3,H,W), on the images' device
-    "Mirror, normalise, cut out: the paper's augmentation, one decision per image."
-    return cutout(normalize(random_flip(images, generator, flip)), generator, cutout_p, cutout_size)

@@ -4,22 +4,19 @@
 
 # %% auto #0
 __all__ = ['average_precision', 'extract_features', 'distance_to', 'images_of', 'match_places', 'Metrics', 'summarize',
-           'evaluate', 'ranked_list', 'show_ranked_lists', 'mutual_neighbours', 'neighbourhood', 'reranked',
-           'check_people', 'gcutmix_evaluate']
+           'evaluate', 'ranked_list']
 
 # %% ../nbs/08_evaluation.ipynb #d6bc3cbb
-import hashlib, json, platform
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.script import call_parse
 
-from .data import load_dataset, load_images, normalize
+from .base.inputs import as_features, as_ids, squares
+from .base.rerank import reranked
+from .images import normalize
 
 # %% ../nbs/08_evaluation.ipynb #08457e1d
 def average_precision(
@@ -57,20 +54,19 @@ def extract_features(
     return torch.cat(parts)
 
 # %% ../nbs/08_evaluation.ipynb #47386a10
-def _squares(x):
-    "Of the rows' lengths: in parts that fit the cache, and into one tensor, since many small ones tear the heap apart."
-    out = x.new_empty(len(x))
-    for part, into in zip(x.split(64), out.split(64)): torch.sum(part.square(), 1, out=into)
-    return out
-
 def distance_to(
     gallery,             # (G,D); for "cosine" with rows of length 1
     metric="euclidean",  # "euclidean": squared Euclidean distance; "cosine": 1 - cosine
 ):
     "A function from queries (n,D), and a tensor to write into if wanted, to distances (n,G)."
-    if metric == "cosine": return lambda query, out=None: torch.mm(query, gallery.T, out=out).neg_().add_(1)
-    squares = _squares(gallery)
-    return lambda query, out=None: torch.addmm(squares, query, gallery.T, alpha=-2, out=out).add_(_squares(query)[:, None])
+    def cosine(query, out=None):
+        return torch.mm(query, gallery.T, out=out).neg_().add_(1)
+    if metric == "cosine": return cosine
+    lengths = squares(gallery)
+    def euclidean(query, out=None):
+        products = torch.addmm(lengths, query, gallery.T, alpha=-2, out=out)
+        return products.add_(squares(query)[:, None])
+    return euclidean
 
 def images_of(
     pids,         # (Q,) identities to look up
@@ -118,6 +114,11 @@ class Metrics:
     @property
     def hardest_first(self): return np.argsort(self.ap, kind="stable")[:np.isfinite(self.ap).sum()]
 
+    def numbers(self):
+        "What goes into the result of a run, as fractions."
+        return dict(rank1=self.rank1, mAP=self.mAP, mINP=self.mINP,
+                    cmc=[round(float(c), 6) for c in self.cmc])
+
     def as_dict(self):
         "Plain numbers for a JSON file, fractions."
         return dict(rank1=self.rank1, mAP=self.mAP, mINP=self.mINP, cmc=self.cmc.tolist(),
@@ -142,39 +143,20 @@ def summarize(
     cmc = (np.array([p[0] for p in found])[:, None] <= np.arange(1, topk + 1)).mean(0)
     return Metrics(float(np.nanmean(ap)), cmc, float(np.mean([len(p)/p[-1] for p in found])), ap)
 
-# %% ../nbs/08_evaluation.ipynb #f9df3a18
-def _features(x, name, device=None):
-    if isinstance(x, np.ndarray) and not x.flags.writeable: x = x.copy() # torch warns of read-only memory
-    x = torch.as_tensor(x, device=device).detach()
-    if x.ndim != 2 or not len(x) or not x.is_floating_point():
-        raise ValueError(f"{name} features: found {x.dtype} of shape {tuple(x.shape)}, "
-                         "expected floating point of shape (N,D) with N > 0")
-    x = x if x.dtype == torch.float64 else x.float()
-    bad = (~(4*_squares(x)).isfinite()).nonzero() # 4: the largest squared distance must be finite too
-    if len(bad): raise ValueError(f"{name} features: {len(bad):,} of {len(x):,} rows hold NaN, infinity or numbers too large "
-                                  f"to square, the first is row {int(bad[0])}; look at the model and at that image")
-    return x
-
-def _ids(x, n, name):
-    x = np.asarray(x.cpu() if torch.is_tensor(x) else x)
-    if x.shape != (n,) or x.dtype.kind not in "iu":
-        raise ValueError(f"{name}: found {x.dtype} of shape {x.shape}, expected {n:,} integers, one for each feature")
-    return x.astype(np.int64)
-
 # %% ../nbs/08_evaluation.ipynb #d85b7a1b
 def _compare(query_features, query_pids, query_camids, gallery_features, gallery_pids, gallery_camids,
              metric, l2, rerank, device, rows):
     "Check everything; a function from at most `rows` query indices to distances, and the identities and cameras."
-    q = _features(query_features, "query", device)
-    g = _features(gallery_features, "gallery", q.device)
+    q = as_features(query_features, "query", device)
+    g = as_features(gallery_features, "gallery", q.device)
     if q.shape[1] != g.shape[1]:
         raise ValueError(f"query features have {q.shape[1]} dimensions, gallery features {g.shape[1]}; take both from one model")
     if metric not in ("euclidean", "cosine"): raise ValueError(f'metric: found {metric!r}, expected "euclidean" or "cosine"')
     if q.dtype != g.dtype: q, g = q.double(), g.double()
     if l2 or metric == "cosine": q, g = F.normalize(q), F.normalize(g)
-    ids = (_ids(query_pids, len(q), "query_pids"), _ids(query_camids, len(q), "query_camids"),
-           _ids(gallery_pids, len(g), "gallery_pids"), _ids(gallery_camids, len(g), "gallery_camids"))
-    if rerank: return (lambda i, to=reranked(q, g): to(i).numpy(force=True)), ids
+    ids = (as_ids(query_pids, len(q), "query_pids"), as_ids(query_camids, len(q), "query_camids"),
+           as_ids(gallery_pids, len(g), "gallery_pids"), as_ids(gallery_camids, len(g), "gallery_camids"))
+    if rerank: return (lambda i, to=reranked(q, g, distance_to): to(i).numpy(force=True)), ids
     # One buffer for all chunks: fresh ones would scatter over the heap.
     to, buffer = distance_to(g, metric), q.new_empty(min(rows, len(q)), len(g))
     return lambda i: to(q[i], buffer[:len(i)]).numpy(force=True), ids
@@ -227,144 +209,3 @@ def ranked_list(
     order = np.argsort(dist, axis=1, kind="stable")[:, :k]
     found = np.isfinite(np.take_along_axis(dist, order, 1))
     return np.where(found, order, -1), found & (gp[order] == person)
-
-# %% ../nbs/08_evaluation.ipynb #18442c0e
-def show_ranked_lists(
-    query_images,   # uint8 (Q,3,H,W)
-    gallery_images, # uint8 (G,3,H,W)
-    queries,        # (n,) which queries, one a row
-    index, right,   # (n,k) as `ranked_list` returns them
-    notes=None,     # (n,) a short text for each row
-):
-    "Each query and its list: right in a solid blue-green frame, wrong in a dashed orange one. Returns the figure."
-    n, k = index.shape
-    H, W = query_images.shape[-2:]
-    fig, axes = plt.subplots(n, k + 1, figsize=(.45*(k + 1), .42*n*H/W + .25), dpi=80, squeeze=False)
-    for row, q, places, ok, note in zip(axes, queries, index, right, [""]*n if notes is None else notes):
-        row[0].imshow(query_images[q].permute(1, 2, 0).numpy())
-        row[0].set_ylabel(note, fontsize=8)
-        for place, (ax, i, good) in enumerate(zip(row[1:], places, ok), 1):
-            if i >= 0: ax.imshow(gallery_images[i].permute(1, 2, 0).numpy())
-            ax.spines[:].set(visible=i >= 0, color="#009e73" if good else "#e69f00", ls="-" if good else (0, (1.5, 1)), lw=2.5, capstyle="butt")
-    for ax in axes.flat: ax.set(xticks=[], yticks=[])
-    for place, ax in enumerate(axes[0]): ax.set_title(place or "query", fontsize=8)
-    fig.subplots_adjust(left=.06, right=.99, top=1 - .25/fig.get_figheight(), bottom=.01, wspace=.12, hspace=.06)
-    return fig
-
-# %% ../nbs/08_evaluation.ipynb #13f97b2b
-def _nearest(x, k, rows=256):
-    to, nearest, farthest = distance_to(x), [], []
-    for i in torch.arange(len(x)).split(rows):
-        d = to(x[i])
-        d[torch.arange(len(i)), i] = -1 # itself first, also where an image is there twice
-        nearest.append(d.topk(min(k, len(x)), largest=False).indices)
-        farthest.append(d.amax(1).clamp(min=torch.finfo(d.dtype).tiny)) # 0 where all images are equal
-    return torch.cat(nearest).numpy(force=True), torch.cat(farthest).numpy(force=True)
-
-def mutual_neighbours(
-    nearest, # (N,k+1 or more) the nearest of each image, itself first
-    k,       # how many
-):
-    "For each image the set of its k nearest that have it among their own k nearest, and itself."
-    nearest = nearest[:, :k + 1]
-    return [set(mine[(nearest[mine] == i).any(1)].tolist()) for i, mine in enumerate(nearest)]
-
-def neighbourhood(core, half):
-    "`core`, and the set `half[j]` of each member j that lies in it by more than two thirds."
-    return core.union(*(half[j] for j in core if 3*len(half[j] & core) > 2*len(half[j])))
-
-# %% ../nbs/08_evaluation.ipynb #3612f71d
-def _weights(x, farthest, i, members):
-    "Step 2 before the averaging."
-    members = np.array(sorted(members))
-    w = np.exp(-(x[members] - x[i]).square().sum(1).numpy(force=True)/farthest[i])
-    return members, w/w.sum()
-
-def _average(vectors):
-    columns, w = map(np.concatenate, zip(*vectors))
-    columns, at = np.unique(columns, return_inverse=True)
-    return columns, np.bincount(at, w)/len(vectors)
-
-def _overlap_with(vectors, size):
-    "A function from one sparse vector to its sums of minima with all `vectors`; `size` numbers each."
-    rows = np.repeat(np.arange(len(vectors)), [len(c) for c, _ in vectors])
-    columns, weights = map(np.concatenate, zip(*vectors))
-    order = np.argsort(columns, kind="stable")
-    first = columns[order].searchsorted(np.arange(size + 1))
-    def overlap(vector):
-        total = np.zeros(len(vectors))
-        for c, w in zip(*vector):
-            at = order[first[c]:first[c + 1]]
-            total[rows[at]] += np.minimum(weights[at], w)
-        return total
-    return overlap
-
-# %% ../nbs/08_evaluation.ipynb #6f6e1836
-def reranked(
-    query,   # (Q,D)
-    gallery, # (G,D)
-    k1=20,   # neighbours
-    k2=6,    # images to average over
-    lam=.3,  # share of the old distance
-):
-    """A function from query indices to re-ranked distances (n,G), after Zhong et al., CVPR 2017, on squared Euclidean
-    distances. It compares all (Q+G)^2 pairs once, a chunk at a time; only sparse vectors are kept."""
-    x, Q = torch.cat([query, gallery]), len(query)
-    nearest, farthest = _nearest(x, max(k1 + 1, k2))
-    full, half = (mutual_neighbours(nearest, k) for k in (k1, round(k1/2)))
-    single = [_weights(x, farthest, i, neighbourhood(core, half)) for i, core in enumerate(full)]
-    vectors = [_average([single[j] for j in near]) for near in nearest[:, :k2]]
-    overlap, to = _overlap_with(vectors[Q:], len(x)), distance_to(gallery)
-    def rows(i):
-        shared = torch.from_numpy(np.stack([overlap(vectors[q]) for q in i.tolist()]))
-        old = to(query[i]).cpu()/torch.from_numpy(farthest)[i, None]
-        return (1 - lam)*(1 - shared/(2 - shared)) + lam*old
-    return rows
-
-# %% ../nbs/08_evaluation.ipynb #9501c94f
-def check_people(
-    recipe, # of the network, from `load_model`
-    data,   # a `ReIDDataset` to test it on
-    file,   # the network's name
-):
-    "ValueError where `data` has the name of the network's own data set and other training people."
-    if data.name == recipe.get("dataset") and data.train.num_pids != recipe["num_classes"]:
-        raise ValueError(f"{file} was trained on {recipe['num_classes']} people, {data.name} in {data.root} has {data.train.num_pids} "
-                         f"to train on: it is another copy, and may test on people that the network knows; give the root of its training")
-
-# %% ../nbs/08_evaluation.ipynb #523da26b
-@call_parse
-def gcutmix_evaluate(
-    model:str,              # .safetensors file that gcutmix_train wrote
-    dataset:str=None,       # another data set than that of the training
-    root:str=None,          # folder of the data set (default: $GCUTMIX_DATA, else data)
-    out:str=None,           # result file (default: MODEL.eval.json beside the model)
-    flip:bool=False,        # average the features of image and mirror image
-    l2:bool=False,          # scale features to length one
-    metric:str="euclidean", # euclidean or cosine
-    ap_max_rank:int=None,   # cut the average precision; 50: as in the released code
-    rerank:bool=False,      # k-reciprocal re-ranking
-    batch_size:int=64,      # images at a time
-    device:str=None,        # cuda, mps, cpu (default: what there is)
-):
-    "Rank query and gallery with a trained network; print the metrics and write them with their provenance."
-    from gcutmix.model import load_model # here, because training imports this module
-    from gcutmix.training import code_version, fingerprint, hardware, read_json, write_atomically
-    net, recipe = load_model(path := Path(model))
-    if missing := ({"size"} if dataset else {"size", "dataset"}) - set(recipe):
-        raise ValueError(f"{path.name} does not name its {' and '.join(sorted(missing))}; use a file that gcutmix_train wrote")
-    device = torch.device(device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"))
-    data, file = load_dataset(dataset or recipe["dataset"], root), Path(out or path.with_suffix(".eval.json"))
-    check_people(recipe, data, path.name)
-    options = dict(l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank)
-    known = dict(model_sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:16], options=dict(options, flip=flip),
-                 data={k: fingerprint(getattr(data, k)) for k in ("query", "gallery")})
-    if file.exists() and {key: read_json(file).get(key) for key in known} != known:
-        raise ValueError(f"{file.name} holds the metrics of another network, other images or other options; give another `out`, or delete it")
-    embed = lambda split: extract_features(net, load_images(split, recipe["size"]), batch_size, flip, device)
-    six = [x for split in (data.query, data.gallery) for x in (embed(split), split.pids, split.camids)]
-    metrics = evaluate(*six, **options)
-    result = dict(model=path.name, recipe=recipe, dataset=data.name, **known, metrics=metrics.as_dict(), code=code_version(), hardware=hardware(device),
-                  packages=dict(torch=torch.__version__, numpy=np.__version__, python=platform.python_version()))
-    write_atomically(file, lambda part: part.write_text(json.dumps(result, indent=1)))
-    print(metrics)
