@@ -55,7 +55,7 @@ def show_images(
     frames=(),     # a colour for each, or None
     rows=1,        # how many rows
     names=(),      # a text for each row
-    width=.7,      # of a picture, in inches
+    width=.75,     # of a picture, in inches
 ):                 # figure
     "Pictures in rows, at least 60 pixels wide."
     columns, shape = -(-len(images)//rows), images.shape[-2:]
@@ -92,7 +92,7 @@ def show_ranked_lists(
     index, right,   # (n,k) as `ranked_list` returns them
     notes=None,     # (n,) a short text for each row
 ):                  # figure
-    "Each query and its list: right in a solid blue-green frame, wrong in a dashed orange one."
+    "Each query and its list: right in a solid green frame, wrong in a dashed magenta one."
     n, k = index.shape
     H, W = query_images.shape[-2:]
     size = .72*(k + 1), .68*n*H/W + .25
