@@ -82,7 +82,7 @@ def normalize(
     mean, std = _mean.to(images.device), _std.to(images.device)
     return copy.sub_(255*mean).div_(255*std)
 
-# %% ../nbs/01_images.ipynb #3ccea08e
+# %% ../nbs/01_images.ipynb #ff92c4cb
 def _span(start, length, n):
     "(N,n) bool: True from `start`, for `length` places; both are (N,)."
     place = torch.arange(n)
@@ -113,7 +113,7 @@ def cutout(
     side = (chance < p)*size
     return _fill(images, y, x, side, side, fill)
 
-# %% ../nbs/01_images.ipynb #ec3b0260
+# %% ../nbs/01_images.ipynb #b7c04314
 def _ten_shapes(N, H, W, scale, ratio, generator):
     "(N,10) heights and widths in pixels, some of which do not fit."
     area, shape = torch.rand(2, N, 10, generator=generator)
