@@ -38,6 +38,10 @@ def killed_at(step, command):
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes long and seldom breaks; `make test-slow`")
+
+
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
     "Sixteen training and eight test pedestrians, four pictures of each."

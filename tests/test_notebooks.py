@@ -75,6 +75,17 @@ def test_notebook_runs(name, tmp_path):
     assert "Success" in out, out
 
 
+SLOW = [name for name in NOTEBOOKS if "#| slow" in (NBS/name).read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_notebook_runs_with_its_slow_cells(name, tmp_path):
+    out = run("nbdev_test", "--path", f"nbs/{name}", "--n_workers", "0", "--do_print", "--flags",
+              "slow", MPLBACKEND="Agg", TMPDIR=str(tmp_path))
+    assert "Success" in out, out
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_is_fit_to_be_read(name):
     "Outputs are saved, ids are there, nothing of a machine or of an error shows."
