@@ -68,7 +68,7 @@ def distance_to(
         return products.add_(squares(query)[:, None])
     return euclidean
 
-# %% ../nbs/08_evaluation.ipynb #1269d704
+# %% ../nbs/08_evaluation.ipynb #5bb69ab6
 def images_of(pids, gallery_pids):
     "For each of `pids` (Q,) the gallery images that show it, as ascending indices."
     order = np.argsort(gallery_pids, kind="stable")
