@@ -18,7 +18,7 @@ from .drawn.bodies import CUES, GREYED
 from .drawn.wardrobe import random_person
 from .drawn.scenes import compose, cue_masks, draw, draw_files, scene
 
-# %% ../nbs/40_pedestrians.ipynb #79a39cf1
+# %% ../nbs/40_pedestrians.ipynb #eef0d1c8
 _all_ = ["CUES", "FOLDERS", "GREYED", "compose", "cue_masks", "draw", "random_person", "scene"]
 
 # %% ../nbs/40_pedestrians.ipynb #5f2fdfe0
@@ -36,7 +36,8 @@ def listing(
             yield f"{folder}/{pid:04d}_c{camid}_{index:02d}.png", pid, camid, index
 
 # %% ../nbs/40_pedestrians.ipynb #5e1563d8
-_worker = "import json, sys; from gcutmix.drawn.scenes import draw_files; draw_files(**json.load(sys.stdin))"
+_worker = ("import json, sys; from gcutmix.drawn.scenes import draw_files; "
+           "draw_files(**json.load(sys.stdin))")
 
 def start_worker(share):
     "A Python process that calls `draw_files` with a dict of arguments."
@@ -47,6 +48,7 @@ def start_worker(share):
         return subprocess.Popen([sys.executable, "-c", _worker], stdin=file,
                                 env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
 
+# %% ../nbs/40_pedestrians.ipynb #6118e28d
 def draw_parallel(shares):
     "One process for each share. RuntimeError if some fail."
     jobs = []
@@ -66,7 +68,7 @@ def holds(
     root:Path,   # a folder, or none yet
     params:dict, # of a data set
 ) -> bool:
-    "Whether `root` holds these pedestrians. FileExistsError, ValueError if it holds something else."
+    "Whether `root` holds these. FileExistsError or ValueError if something else is there."
     note = root/"pedestrians.json"
     if not root.exists() or not any(root.iterdir()): return False
     if not note.exists():
@@ -76,7 +78,7 @@ def holds(
     raise ValueError(f"{root} holds pedestrians with {found}, asked for {params}: "
                      f"choose another folder, or remove this one")
 
-# %% ../nbs/40_pedestrians.ipynb #17119659
+# %% ../nbs/40_pedestrians.ipynb #0c6cb607
 def draw_all(root, params, workers=None):
     "Draw the data set of `params` into the new folder `root`."
     for folder in FOLDERS.values(): (root/folder).mkdir(parents=True)
@@ -88,6 +90,7 @@ def draw_all(root, params, workers=None):
     else: draw_parallel(shares)
     write_json(root/"pedestrians.json", params)
 
+# %% ../nbs/40_pedestrians.ipynb #d8ca65eb
 def check_numbers(train_ids, test_ids, images):
     "ValueError if there can be no such data set."
     if min(train_ids, test_ids) < 0:

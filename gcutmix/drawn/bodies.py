@@ -6,7 +6,7 @@
 __all__ = ['CUES', 'GREY', 'GREYED', 'SUPER', 'Part', 'CIRCLE', 'TRUNK', 'SKIRT', 'HEAD', 'HAIR', 'MANE', 'AROUND', 'shade',
            'box', 'oval', 'capsule', 'Canvas', 'Pose', 'profile']
 
-# %% ../../nbs/41_drawn_bodies.ipynb #d67193de
+# %% ../../nbs/41_drawn_bodies.ipynb #7c9866ca
 import math
 from collections import namedtuple
 from itertools import chain
@@ -29,6 +29,7 @@ def shade(colour, factor):
     "A colour (R, G, B), brighter or darker."
     return tuple(min(255, round(v*factor)) for v in colour)
 
+# %% ../../nbs/41_drawn_bodies.ipynb #425ccac8
 def box(x, y, w, h):
     "A rectangle with its upper left corner at (x, y)."
     return [(x, y), (x+w, y), (x+w, y+h), (x, y+h)]
@@ -37,7 +38,7 @@ def oval(x, y, rx, ry):
     "An ellipse around (x, y), with 16 corners."
     return [(x + rx*c, y + ry*s) for c, s in CIRCLE]
 
-# %% ../../nbs/41_drawn_bodies.ipynb #5ab6b73b
+# %% ../../nbs/41_drawn_bodies.ipynb #6360302b
 def capsule(a, b, ra, rb):
     "A rounded stroke from the point `a` (radius `ra`) to the point `b` (radius `rb`)."
     along = b[0]-a[0], b[1]-a[1]
@@ -59,7 +60,7 @@ class Canvas:
         self.paints = {("background", (255, 255, 255)): 0}
         self.image = Image.new("L", (size[1]*SUPER, size[0]*SUPER))
 
-# %% ../../nbs/41_drawn_bodies.ipynb #79b54569
+# %% ../../nbs/41_drawn_bodies.ipynb #51f7f4a4
 @patch
 def number(self:Canvas, cue, colour):
     "The number of a paint, a new one if need be; None for a cue that vanishes when it is left out."
@@ -68,10 +69,10 @@ def number(self:Canvas, cue, colour):
         colour = GREY
     return self.paints.setdefault((cue, colour), len(self.paints))
 
-# %% ../../nbs/41_drawn_bodies.ipynb #6c5150cf
+# %% ../../nbs/41_drawn_bodies.ipynb #0f8b7c9f
 @patch
 def paint(self:Canvas, parts, scale=1., x=0., y=0.):
-    "Paint `parts`; their (0, 0) falls `x`, `y` from the middle of the upper edge. Returns the canvas."
+    "Paint `parts`, their (0, 0) at `x`, `y` from the middle of the upper edge. Returns the canvas."
     H, W = (SUPER*n for n in self.size)
     unit = min(H, 3*W)
     left, top = W/2 + x*unit, (H-unit)/2 + y*unit
@@ -88,15 +89,17 @@ def paint(self:Canvas, parts, scale=1., x=0., y=0.):
 def colours(self:Canvas):
     "The picture, before light falls on it."
     image = self.image.copy()
-    image.putpalette([v for v in chain.from_iterable(colour for _, colour in self.paints)])
+    image.putpalette(list(chain.from_iterable(colour for _, colour in self.paints)))
     return image.convert("RGB").reduce(SUPER)
 
+# %% ../../nbs/41_drawn_bodies.ipynb #119c10f0
 @patch
 def coverage(self:Canvas, cues):
     "How much of each pixel `cues` cover: a grey image of 0 to 255."
     inside = [255*(cue in cues) for cue, _ in self.paints]
     return self.image.point(inside + [0]*(256-len(inside))).reduce(SUPER)
 
+# %% ../../nbs/41_drawn_bodies.ipynb #7d34419f
 @patch
 def masks(self:Canvas):
     "cue -> (H, W) bool; each pixel belongs to the cue that covers most of it."
@@ -127,6 +130,7 @@ def arm(self:Pose, side):
     hand = x + out + .135*swing - .012*self.sin, .465
     return (x, .205), elbow, hand
 
+# %% ../../nbs/41_drawn_bodies.ipynb #3836229d
 @patch
 def leg(self:Pose, side):
     "Hip, knee, ankle; the leg behind bends and lifts."
@@ -139,14 +143,14 @@ def leg(self:Pose, side):
 # %% ../../nbs/41_drawn_bodies.ipynb #51b90dbc
 @patch
 def seen(self:Pose, lo, hi):
-    "What is seen from `lo` to `hi` degrees around a pillar: pairs of -1 (left rim) to 1 (right rim)."
+    "What is seen from `lo` to `hi` degrees around a pillar: pairs of -1 (left rim) to 1 (right)."
     spans = []
     for turn in (-360, 0, 360):
         left, right = max(lo - self.angle + turn, -90), min(hi - self.angle + turn, 90)
         if left < right: spans.append((math.sin(math.radians(left)), math.sin(math.radians(right))))
     return spans
 
-# %% ../../nbs/41_drawn_bodies.ipynb #6781bc6f
+# %% ../../nbs/41_drawn_bodies.ipynb #8b7fc0af
 def profile(*rows):
     "Rows of (height, half width, half depth) as an array (3, n)."
     return np.array(rows).T
@@ -166,7 +170,7 @@ AROUND = -180, 180 # degrees: a patch without a gap
 # %% ../../nbs/41_drawn_bodies.ipynb #9e98013f
 @patch
 def outlines(self:Pose, profile, lo, hi, top, bottom, grow=0.):
-    "Polygons of a patch from `lo` to `hi` degrees and `top` to `bottom`: none, one, or two that are seen."
+    "Polygons of a patch from `lo` to `hi` degrees, `top` to `bottom`: none, one or two are seen."
     ys, a, b = profile
     heights = [top, *(y for y in ys if top < y < bottom), bottom]
     widths = np.interp(heights, ys, np.hypot(a*self.cos, b*self.sin)).tolist()
@@ -175,7 +179,7 @@ def outlines(self:Pose, profile, lo, hi, top, bottom, grow=0.):
         return [(left*w, y) for w, y in rim] + [(right*w, y) for w, y in reversed(rim)]
     return [polygon(*span) for span in self.seen(lo, hi)]
 
-# %% ../../nbs/41_drawn_bodies.ipynb #926d06f8
+# %% ../../nbs/41_drawn_bodies.ipynb #1af9169a
 @patch
 def wear(self:Pose, profile, depth, cue, colour, *patches, grow=0.):
     "Parts: `patches` (lo, hi, top, bottom) of cloth, or of hair, on a body with that profile."

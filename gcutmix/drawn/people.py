@@ -6,7 +6,7 @@
 __all__ = ['BAGS', 'OCCLUDERS', 'leg', 'arm', 'trunk', 'hair', 'hat', 'head', 'backpack', 'handbag', 'shoulder_bag', 'no_bag',
            'figure', 'post', 'bicycle', 'passer', 'nothing']
 
-# %% ../../nbs/42_drawn_people.ipynb #cbc1fb20
+# %% ../../nbs/42_drawn_people.ipynb #07ffe43a
 import math
 
 from .bodies import (AROUND, HAIR, HEAD, MANE, SKIRT, TRUNK, Part, Pose, box, capsule,
@@ -56,7 +56,7 @@ def trunk(p, pose):
         parts += pose.wear(TRUNK, .15, "top", shade(colour, .8), (95, 265, .15, .225), grow=.004)
     return parts + pose.wear(TRUNK, 0, "logo", p.logo[1], *LOGOS[p.logo[0]])
 
-# %% ../../nbs/42_drawn_people.ipynb #d3934965
+# %% ../../nbs/42_drawn_people.ipynb #df6e6d7f
 def hair(p, pose):
     "Patches on a skull; a tail hangs behind, so it is in front when seen from behind."
     kind, colour = p.hair
@@ -68,6 +68,7 @@ def hair(p, pose):
         parts.append(Part(depth, "hair", shade(colour, .9), tail))
     return parts
 
+# %% ../../nbs/42_drawn_people.ipynb #8a913eaf
 def hat(p, pose):
     "Patches, and what sticks out: a brim all round, or the peak of a cap unless seen from behind."
     kind, colour = p.hat
@@ -90,6 +91,7 @@ def head(p, pose):
 # %% ../../nbs/42_drawn_people.ipynb #f385415a
 _pack = ((-1, .21), (-.7, .175), (.7, .175), (1, .21), (1, .41), (.8, .43), (-.8, .43), (-1, .41))
 
+# %% ../../nbs/42_drawn_people.ipynb #199bfa9d
 def backpack(pose, colour):
     "A pack with its pocket, and its straps."
     x, depth = .085*pose.build*pose.sin, -1.5*pose.cos
@@ -110,6 +112,7 @@ def handbag(pose, colour):
     body = [(x-.8*w, y+.055), (x+.8*w, y+.055), (x+w, y+.14), (x-w, y+.14)]
     return [*handles, Part(depth, "bag", colour, body)]
 
+# %% ../../nbs/42_drawn_people.ipynb #dc860ea1
 def shoulder_bag(pose, colour):
     "At one hip, with its strap across the trunk."
     x, w, depth = -.105*pose.build*pose.cos, .03 + .025*abs(pose.sin), -pose.sin
@@ -123,6 +126,7 @@ def no_bag(pose, colour): return []
 
 BAGS = dict(none=no_bag, backpack=backpack, handbag=handbag, shoulder=shoulder_bag)
 
+# %% ../../nbs/42_drawn_people.ipynb #0cc491bb
 def figure(
     p:Person,  # who
     pose:Pose, # seen how
@@ -138,6 +142,7 @@ def post(view):
     return [Part(0, "occluder", (92, 96, 100), box(-.022, -.2, .045, 1.4)),
             Part(0, "occluder", (120, 124, 128), box(-.012, -.2, .012, 1.4))]
 
+# %% ../../nbs/42_drawn_people.ipynb #8b8409b5
 _tubes = (((-.14, .86), (-.05, .7)), ((-.05, .7), (.1, .7)), ((.1, .68), (.14, .86)),
     ((-.02, .86), (.1, .7)), ((-.05, .66), (-.02, .86)), ((-.14, .86), (-.02, .86)),
     ((.07, .655), (.12, .665)), ((-.08, .655), (-.02, .655)))
@@ -152,14 +157,14 @@ def bicycle(view):
     tubes = [capsule(a, b, .008, .008) for a, b in _tubes]
     return parts + [Part(0, "occluder", (140, 44, 44), tube) for tube in tubes]
 
-# %% ../../nbs/42_drawn_people.ipynb #57764c74
+# %% ../../nbs/42_drawn_people.ipynb #e1999337
 def passer(view):
-    """Somebody of no identity of the data set; the same one in all pictures of a person, so sometimes
-    a false clue."""
+    "Somebody outside the data set, the same in all pictures of a person: sometimes a false clue."
     stranger = random_person(view.key[0], 10**6 + view.key[1])
     pose = Pose(90*view.side, view.phase + 1, view.stride)
     return [part._replace(cue="occluder") for part in figure(stranger, pose)]
 
+# %% ../../nbs/42_drawn_people.ipynb #741faf17
 def nothing(view): return []
 
 OCCLUDERS = dict(none=nothing, post=post, bicycle=bicycle, passer=passer)

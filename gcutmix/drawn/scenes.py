@@ -6,7 +6,7 @@
 __all__ = ['WALLS', 'GROUNDS', 'Camera', 'View', 'random_camera', 'random_view', 'tiles', 'place', 'backdrop', 'compose',
            'relief', 'light', 'as_image', 'draw', 'scene', 'draw_files', 'cue_masks']
 
-# %% ../../nbs/43_drawn_scenes.ipynb #1998d32e
+# %% ../../nbs/43_drawn_scenes.ipynb #7b7300a2
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +32,7 @@ class Camera:
     blur: float    # sigma / height
     key: tuple
 
-# %% ../../nbs/43_drawn_scenes.ipynb #ad3a75a8
+# %% ../../nbs/43_drawn_scenes.ipynb #3f6fdae6
 @dataclass(frozen=True)
 class View:
     "What changes from picture to picture."
@@ -49,7 +49,7 @@ class View:
     side: int     # -1 or 1, where it stands
     key: tuple
 
-# %% ../../nbs/43_drawn_scenes.ipynb #721af251
+# %% ../../nbs/43_drawn_scenes.ipynb #bebbd75f
 # (colour, width, height, shape) of the tiles
 WALLS = dict(brick=((142, 100, 84), .1, .045, box), panels=((150, 152, 150), .19, .4, box),
     hedge=((76, 96, 62), .09, .06, oval), shop=((124, 128, 134), .3, .55, box))
@@ -89,7 +89,7 @@ def random_view(
 
 # %% ../../nbs/43_drawn_scenes.ipynb #0d8c3884
 def tiles(r, surface, top, bottom, width):
-    "A wall or a ground between two heights, `width` to both sides: its colour, and tiles of other tones."
+    "A wall or a ground between two heights, `width` to both sides, in tiles of several tones."
     colour, w, h, shape = surface
     tones = [shade(colour, factor) for factor in (.88, .94, 1., 1., 1.06)]
     parts = [Part(0, "background", colour, box(-width, top, 2*width, bottom-top))]
@@ -178,7 +178,7 @@ def scene(
     view = random_view(seed, pid, camid, index)
     return random_person(seed, pid), random_camera(seed, camid), view
 
-# %% ../../nbs/43_drawn_scenes.ipynb #c6582317
+# %% ../../nbs/43_drawn_scenes.ipynb #4ff211c6
 def draw_files(
     root,        # folder of the data set
     seed:int,    # of the data set

@@ -6,7 +6,7 @@
 __all__ = ['PATTERNS', 'LOGOS', 'FRINGE', 'NAPE', 'HAIRS', 'HATS', 'SKINS', 'HAIR_COLOURS', 'CLOTH', 'LEGS', 'LEATHER',
            'WARDROBE', 'Person', 'keyed', 'pick', 'random_person']
 
-# %% ../../nbs/57_drawn_wardrobe.ipynb #94ae6469
+# %% ../../nbs/57_drawn_wardrobe.ipynb #6990d80d
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -27,14 +27,14 @@ PATTERNS = dict(none=[],
     halves=[(0, 180, .16, .52)],
     checks=[(a, a+22, y, y+.05) for y, a in product((.2, .3, .4), _columns)])
 
-# %% ../../nbs/57_drawn_wardrobe.ipynb #52605be5
+# %% ../../nbs/57_drawn_wardrobe.ipynb #fd4f69ee
 LOGOS = dict(none=[],
     badge=[(22, 50, .235, .285)],
     cross=[(30, 40, .225, .305), (18, 52, .25, .28)],
     print=[(-32, 32, .27, .37)],
     number=[(150, 168, .24, .38), (168, 200, .24, .268), (182, 200, .24, .38)]) # on the back
 
-# %% ../../nbs/57_drawn_wardrobe.ipynb #1a17186f
+# %% ../../nbs/57_drawn_wardrobe.ipynb #a5c20531
 FRINGE, NAPE = (*AROUND, -.008, .034), (72, 288, 0, .118)
 HAIRS = dict(bald=[],
     short=[FRINGE, NAPE],
@@ -44,6 +44,8 @@ HAIRS = dict(bald=[],
     afro=[(*AROUND, -.01, .034), (60, 300, -.01, .125)],
     bob=[FRINGE, (58, 302, 0, .145)],
     long=[FRINGE, (62, 298, 0, .25)])
+
+# %% ../../nbs/57_drawn_wardrobe.ipynb #fc972b78
 HATS = dict(none=[],
     beanie=[(*AROUND, -.014, .05)],
     cap=[(*AROUND, -.01, .045)],
@@ -67,7 +69,7 @@ class Person:
     hat: tuple
     hair: tuple
 
-# %% ../../nbs/57_drawn_wardrobe.ipynb #1ed489c5
+# %% ../../nbs/57_drawn_wardrobe.ipynb #d5c6b1fc
 SKINS = (244, 208, 177), (224, 172, 135), (198, 134, 96), (150, 95, 64), (104, 66, 46)
 HAIR_COLOURS = ((36, 30, 28), (36, 30, 28), (80, 52, 34), (132, 88, 50), (196, 162, 98),
     (150, 150, 150))
@@ -76,7 +78,7 @@ CLOTH = ((176, 42, 46), (46, 78, 152), (54, 118, 74), (208, 174, 62), (226, 224,
 LEGS = ((38, 42, 62), (52, 72, 116), (36, 36, 38), (104, 98, 90), (160, 142, 110), (72, 58, 46))
 LEATHER = (28, 28, 30), (220, 218, 214), (110, 66, 36), (160, 40, 44), (60, 80, 140)
 
-# %% ../../nbs/57_drawn_wardrobe.ipynb #4477ea5b
+# %% ../../nbs/57_drawn_wardrobe.ipynb #0a924201
 WARDROBE = dict(
     top=(("tee", "jumper", "jumper", "hoodie", "jacket", "coat"), CLOTH),
     pattern=(("none",)*4 + tuple(PATTERNS), CLOTH),
@@ -92,11 +94,12 @@ def keyed(*key):
     "Random numbers that depend on whole numbers alone; NumPy has frozen this generator for good."
     return np.random.RandomState(key)
 
+# %% ../../nbs/57_drawn_wardrobe.ipynb #5cf62f7a
 def pick(r, options):
     "One of a sequence, each as likely."
     return options[r.randint(len(options))]
 
-# %% ../../nbs/57_drawn_wardrobe.ipynb #36f8a3d3
+# %% ../../nbs/57_drawn_wardrobe.ipynb #98987de5
 @lru_cache(256)
 def random_person(
     seed:int, # of the data set, 0 or more
