@@ -6,7 +6,7 @@
 __all__ = ['WALLS', 'GROUNDS', 'Camera', 'View', 'random_camera', 'random_view', 'tiles', 'place', 'backdrop', 'compose',
            'relief', 'light', 'as_image', 'draw', 'scene', 'draw_files', 'cue_masks']
 
-# %% ../../nbs/43_drawn_scenes.ipynb #7b7300a2
+# %% ../../nbs/43_drawn_scenes.ipynb #1998d32e
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +32,7 @@ class Camera:
     blur: float    # sigma / height
     key: tuple
 
-# %% ../../nbs/43_drawn_scenes.ipynb #3f6fdae6
+# %% ../../nbs/43_drawn_scenes.ipynb #ad3a75a8
 @dataclass(frozen=True)
 class View:
     "What changes from picture to picture."
@@ -49,7 +49,7 @@ class View:
     side: int     # -1 or 1, where it stands
     key: tuple
 
-# %% ../../nbs/43_drawn_scenes.ipynb #bebbd75f
+# %% ../../nbs/43_drawn_scenes.ipynb #721af251
 # (colour, width, height, shape) of the tiles
 WALLS = dict(brick=((142, 100, 84), .1, .045, box), panels=((150, 152, 150), .19, .4, box),
     hedge=((76, 96, 62), .09, .06, oval), shop=((124, 128, 134), .3, .55, box))
@@ -178,7 +178,7 @@ def scene(
     view = random_view(seed, pid, camid, index)
     return random_person(seed, pid), random_camera(seed, camid), view
 
-# %% ../../nbs/43_drawn_scenes.ipynb #4ff211c6
+# %% ../../nbs/43_drawn_scenes.ipynb #c6582317
 def draw_files(
     root,        # folder of the data set
     seed:int,    # of the data set
