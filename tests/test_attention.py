@@ -11,10 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gcutmix.data import load_dataset
+from gcutmix.drawn.bodies import CUES
+from gcutmix.drawn.scenes import compose
+from gcutmix.drawn.wardrobe import random_person
 from gcutmix.gradcam import grad_cam
 from gcutmix.images import load_images, normalize
 from gcutmix.model import create_model, save_model
-from gcutmix.pedestrians import CUES, compose, random_person, scene_of, write_pedestrians
+from gcutmix.pedestrians import scene_of, write_pedestrians
 from gcutmix.study.attention import attention_table, gcutmix_attention, measure, open_network
 from gcutmix.study.cues import (SCENE, by_variant, coverage, cue_cells, cue_shares, drop_cues,
                                 redraw)

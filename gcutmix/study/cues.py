@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..drawn.bodies import CUES
+from ..drawn.scenes import cue_masks, draw
 from ..evaluation import evaluate, extract_features
 from ..images import load_images
-from ..pedestrians import CUES, cue_masks, draw, scene_of
+from ..pedestrians import scene_of
 from .maps import normalized, rounded
 from ..variants import VARIANTS
 

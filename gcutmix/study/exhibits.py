@@ -13,9 +13,9 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from ..base.pictures import (ACCENT, BRANCHES, QUIET, outline, show_heat, show_image,
                                    show_ranked_lists)
+from ..drawn.bodies import GREYED
 from ..evaluation import evaluate, extract_features, ranked_list
 from ..images import load_images
-from ..pedestrians import GREYED
 from .cues import SCENE, by_variant, cue_ratio, points_lost
 from .maps import branch_maps, branch_names, mix_stages, top_blocks
 from ..variants import VARIANTS
