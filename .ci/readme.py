@@ -10,12 +10,13 @@ PICTURES = ROOT/"nbs"/"images"
 
 
 def output_text(output, pictures):
-    "Markdown of one output; pictures are collected under their file names."
+    "Markdown of one output; pictures, with their alternative texts, are collected under file names."
     data = output.get("data", {})
     if "image/png" in data:
         name = f"index-{len(pictures) + 1}.png"
         pictures[name] = base64.b64decode("".join(data["image/png"]))
-        return f"![{name.removesuffix('.png')}](nbs/images/{name})"
+        alt = output["metadata"]["image/png"]["alt"]
+        return f"![{alt}](nbs/images/{name})"
     return "".join(data.get("text/markdown", []))
 
 
@@ -27,6 +28,7 @@ def readme(notebook):
         else: parts += filter(None, (output_text(o, pictures) for o in cell["outputs"]))
     text = "\n\n".join(parts) + "\n"
     text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text) # links from the top level
+    text = text.replace("](../", "](")
     return text, pictures
 
 
