@@ -26,6 +26,7 @@ BACKWARD_FLOP = {torch.ops.aten.convolution_backward: convolution_backward_flop}
 
 def _counter(): return FlopCounterMode(display=False, custom_mapping=BACKWARD_FLOP)
 
+# %% ../../nbs/67_counters.ipynb #a108d63d
 def flop_of(way):
     "Operations of one call of a function."
     with _counter() as counter: way()
@@ -40,6 +41,7 @@ def storages(tree):
     "The storages of all tensors in arguments or results."
     return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
+# %% ../../nbs/67_counters.ipynb #9dbb567d
 class Allocations(TorchDispatchMode):
     "Bytes of the tensors made while the mode is on: those `alive`, and their `peak`."
     def __init__(self):

@@ -43,6 +43,7 @@ def decode_plainly(split, size):
         images.append(np.asarray(small))
     return images
 
+# %% ../../nbs/64_data_speed.ipynb #4797e8a7
 def decode_into_cache(split, size):
     "`load_images` with an empty cache."
     with tempfile.TemporaryDirectory() as cache: load_images(split, size, cache, progress=False)
@@ -67,7 +68,7 @@ def measure_opening(bench, split, cache):
             fact("memory to open a cached set", extra_rss(opening)/2**20, "MiB"),
             fact("size of the cached set", size/2**20, "MiB")]
 
-# %% ../../nbs/64_data_speed.ipynb #45e7e7c8
+# %% ../../nbs/64_data_speed.ipynb #dec74bb2
 def measure_share(bench):
     "Fact: what gathering and augmentation take of a step."
     job = Job(bench)
@@ -75,6 +76,7 @@ def measure_share(bench):
     share = found["ratios"]["gather and augment"]["median"]
     return fact("gather and augment, share of a step", share, at_most=.02)
 
+# %% ../../nbs/64_data_speed.ipynb #9d4ddd4d
 def measure_drawing(people=20):
     "Fact: pedestrians drawn per second."
     views = [scene(0, pid, 1, 1) for pid in range(1, people + 1)]
@@ -91,6 +93,7 @@ def pictures_of(bench):
         else: split = draw_jpegs(folder, bench.images)
         yield split, Path(folder)/"cache"
 
+# %% ../../nbs/64_data_speed.ipynb #632275f7
 def measure_data(bench):
     "Decoding, opening, drawing, and the share of a step that its images take."
     with pictures_of(bench) as (split, cache):

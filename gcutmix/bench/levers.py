@@ -29,6 +29,7 @@ def compile_whole(model):
     "The network as one."
     model.compile()
 
+# %% ../../nbs/66_levers.ipynb #206ca13c
 LEVERS = {"contiguous": dict(channels_last=False), "fused": dict(fused=True),
           "bf16": dict(bf16=True), "one-thread": dict(threads=1), "host": dict(resident=False),
           "compile": dict(compiled=compile_parts), "graphs": dict(compiled=compile_graphs),
@@ -42,11 +43,13 @@ def _pulled(bench, name):
     if "compiled" in LEVERS[name]: job.loss().backward()
     return job
 
+# %% ../../nbs/66_levers.ipynb #5fe62580
 def reason(error):
     "The first line of an error, without the places of one machine."
     first = f"{type(error).__name__}: {error}".split("\n")[0]
     return re.sub(r"/\S+", "...", first)[:200]
 
+# %% ../../nbs/66_levers.ipynb #b9584634
 def usable(bench, names):
     "The jobs of those levers that work here, and why the others do not."
     jobs, skipped = {"default": Job(bench)}, {}
@@ -73,6 +76,7 @@ job()
 print(seconds_of(job, bench.device))
 """
 
+# %% ../../nbs/66_levers.ipynb #9e787e8d
 def step_in_process(bench, environment):
     "Seconds of the second step in a fresh process whose allocator sees these variables only."
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | environment
@@ -84,6 +88,7 @@ def step_in_process(bench, environment):
         raise RuntimeError(f"a step in a process of its own failed: {done.stderr[-500:]}")
     return float(done.stdout.splitlines()[-1])
 
+# %% ../../nbs/66_levers.ipynb #0a60569e
 def measure_allocator(bench, *floor):
     "Default allocator against one that keeps what was freed, as `make demo` sets it."
     ways = {"default": {}, "keeps freed memory": KEEP_FREED}
@@ -102,6 +107,7 @@ def loss_facts(jobs):
                   for step, gap in zip(("first", "second"), gaps)]
     return facts
 
+# %% ../../nbs/66_levers.ipynb #99edbb13
 def rate_facts(bench, seconds):
     "Images per second of each lever, and the projection of a whole run."
     rates = {name: bench.batch/np.median(times) for name, times in seconds.items()}

@@ -32,10 +32,11 @@ class Stopwatch:
         synchronize(self.device)
         self.marks.append((name, time.perf_counter()))
 
+# %% ../../nbs/62_profile.ipynb #3cf7aedd
 # what the paper adds: functions of `cutmix`
 METHOD = {"attention": "Grad-CAM", "guided_mask": "ranking", "mix": "mix, forward"}
 
-# %% ../../nbs/62_profile.ipynb #bc3d5b92
+# %% ../../nbs/62_profile.ipynb #06c27a41
 def after(clock, name, behind=None):
     "A forward hook that tells the clock, also when the gradient of the result is complete."
     def hook(module, inputs, out):
@@ -43,6 +44,7 @@ def after(clock, name, behind=None):
         if behind: out.register_hook(lambda gradient: clock(behind))
     return hook
 
+# %% ../../nbs/62_profile.ipynb #e985a435
 def timed(clock, name, function):
     "The same function; the clock is told when it ends."
     def call(*args):
@@ -62,6 +64,7 @@ def _hooks(model, clock):
     for head in model.heads:
         yield head.register_forward_hook(after(clock, "pool and head, forward"))
 
+# %% ../../nbs/62_profile.ipynb #fba32b5b
 @contextmanager
 def watched(model, clock):
     "Within it, a network tells the clock where it is, forward and back."
@@ -108,6 +111,7 @@ def bytes_of(tree):
     tensors = [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
     return sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in tensors)
 
+# %% ../../nbs/62_profile.ipynb #e5b44f7f
 def operator_name(op, args):
     "Its name; convolutions with groups move as much as the others and multiply far less."
     known = zip(op._schema.arguments, args)
@@ -156,6 +160,7 @@ def median_stretches(job):
     turns = [stretches(job, clock) for _ in range(1 + job.bench.repeats)][1:]
     return {name: 1e3*float(np.median([turn[name] for turn in turns])) for name in turns[0]}
 
+# %% ../../nbs/62_profile.ipynb #6fda9248
 def measure_profile(bench):
     "Where the time of one of our steps goes, and how far every operator could go."
     job = Job(bench)

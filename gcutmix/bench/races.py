@@ -30,7 +30,7 @@ def turns_of(
         for name in list(names)[::(-1)**turn]: times[name].append(time_of(name))
     return times
 
-# %% ../../nbs/60_speed.ipynb #e34caa2a
+# %% ../../nbs/60_speed.ipynb #3f7695bf
 def synchronize(device):
     "Wait until the device has done what it was asked to."
     if torch.device(device).type != "cpu": torch.accelerator.synchronize()
@@ -43,6 +43,7 @@ def seconds_of(way, device="cpu"):
     synchronize(device)
     return time.perf_counter() - start
 
+# %% ../../nbs/60_speed.ipynb #116b8f01
 def take_turns(
     ways,         # name -> function
     repeats=3,    # turns that count
@@ -61,6 +62,7 @@ def ratio(times, ours):
     turns = np.divide(times, ours)
     return dict(median=float(np.median(turns)), low=float(turns.min()), high=float(turns.max()))
 
+# %% ../../nbs/60_speed.ipynb #a0b71fb3
 def comparison(
     title,       # what is compared
     seconds,     # from `take_turns`; the first way is ours
@@ -79,11 +81,13 @@ def fact(what, value, unit="", at_most=None):
     "A number that is not a ratio, and its aim, as they go into the file."
     return dict(what=what, value=float(value), unit=unit, at_most=at_most)
 
+# %% ../../nbs/60_speed.ipynb #4b1d9dd5
 def verdict(aim, value, sense=1):
     "How an aim went, empty if there is none; `sense` is -1 if less is better."
     if aim is None: return ""
     return f"{aim:.3g}: {'met' if sense*value >= sense*aim else 'missed'}"
 
+# %% ../../nbs/60_speed.ipynb #3e1c84c0
 def table_of_facts(facts):
     "Facts as rows of text."
     return [{"fact": f["what"], "value": f"{f['value']:.4g} {f['unit']}".strip(),
@@ -111,6 +115,7 @@ def best_of(way, device="cpu", times=5):
     "Seconds of the fastest of several calls."
     return min(seconds_of(way, device) for _ in range(times))
 
+# %% ../../nbs/60_speed.ipynb #cb967eff
 def machine_rates(device, n=2048, size=2**28):
     "`rates_with` as many threads as torch has now."
     return rates_with(torch.get_num_threads(), device, n, size)

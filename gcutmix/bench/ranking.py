@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXTBOOK', 'READ', 'crowd', 'rank_by_counting', 'rank_by_argsort', 'load_torchreid', 'torchreid_ranking',
-           'torchreid_rankings', 'gap', 'agreement', 'rankings_of', 'ranking_facts', 'measure_ranking',
-           'ways_to_multiply', 'ways_to_metrics', 'measure_evaluation', 'slopes', 'growth_rows', 'measure_growth']
+           'torchreid_rankings', 'gap', 'agreement', 'measure_ranking', 'measure_evaluation', 'slopes',
+           'measure_growth']
 
 # %% ../../nbs/63_ranking_speed.ipynb #9f9a0f17
 import importlib.util, warnings
@@ -29,19 +29,17 @@ def _features(rng, centres, pids):
     return torch.from_numpy(x)
 
 def crowd(
-    queries, # how many
-    gallery, # how many
-    dim,     # of a feature
-    seed=0,  # of the draws
-):           # query features, pids, camids, gallery features, pids, camids
+    queries, gallery, # how many
+    dim,              # of a feature
+    seed=0,           # of the draws
+):                    # query features, pids, camids, gallery features, pids, camids
     "People in six cameras, 25 pictures each in the gallery on average, as `evaluate` takes them."
     rng, people = np.random.default_rng(seed), max(2, gallery//25)
     gp, gc = rng.integers(people, size=gallery), rng.integers(6, size=gallery)
     qc = rng.integers(6, size=queries)
     qp = gp[rng.integers(gallery, size=queries)]
     centres = rng.standard_normal((people, dim), dtype=np.float32)
-    qf, gf = (_features(rng, centres, pids) for pids in (qp, gp))
-    return qf, qp, qc, gf, gp, gc
+    return _features(rng, centres, qp), qp, qc, _features(rng, centres, gp), gp, gc
 
 # %% ../../nbs/63_ranking_speed.ipynb #946210f9
 def rank_by_counting(distances, qp, qc, gp, gc):
@@ -79,6 +77,7 @@ def torchreid_ranking(module, compiled):
         return module.evaluate_rank(distances, qp, gp, qc, gc, use_cython=compiled)[1]
     return rank
 
+# %% ../../nbs/63_ranking_speed.ipynb #538ffbc2
 def torchreid_rankings():
     "(name -> function, remark): torchreid's evaluators as installed, Python and compiled."
     if importlib.util.find_spec("torchreid") is None:
@@ -109,14 +108,13 @@ def agreement(distances, ids, ways, n=200):
 # %% ../../nbs/63_ranking_speed.ipynb #ae84ab74
 TEXTBOOK, READ = "argsort of whole rows", "reading the distances once"
 
-def rankings_of(peers, distances, ids):
-    "name -> a ranking of these distances, without arguments."
+def _rankings_of(peers, distances, ids):
+    "name -> a ranking without arguments; ours has a copy, for it writes into the junk's places."
     ranks = {TEXTBOOK: rank_by_argsort} | peers
     ways = {name: partial(rank, distances, *ids) for name, rank in ranks.items()}
-    # ours comes first, on its own copy: it writes into the places of the junk
     return {"ours": partial(rank_by_counting, distances.copy(), *ids)} | ways
 
-def ranking_facts(peers, distances, ids, ways):
+def _ranking_facts(peers, distances, ids, ways):
     "Agreement of all ways, and the memory of ours and the textbook's."
     stable = partial(rank_by_argsort, kind="stable")
     facts = agreement(distances, ids, {"ours": rank_by_counting, TEXTBOOK: stable} | peers)
@@ -124,11 +122,12 @@ def ranking_facts(peers, distances, ids, ways):
         facts.append(fact(f"memory of ranking, {name}", extra_rss(ways[name])/2**20, "MiB", limit))
     return facts
 
+# %% ../../nbs/63_ranking_speed.ipynb #b88ad439
 def measure_ranking(bench, distances, ids):
     "Ranking alone, given the distances: comparisons, facts, and what became of torchreid."
     peers, remark = torchreid_rankings()
-    ways = rankings_of(peers, distances, ids)
-    facts = ranking_facts(peers, distances, ids, ways)
+    ways = _rankings_of(peers, distances, ids)
+    facts = _ranking_facts(peers, distances, ids, ways)
     title = "ranking, {:,} x {:,}".format(*distances.shape)
     floor = distances.nbytes/machine_rates("cpu")["copy"], READ
     quick = {name: ways[name] for name in ("ours", TEXTBOOK)}
@@ -141,14 +140,14 @@ def measure_ranking(bench, distances, ids):
     return [comparison(title, turns, *floor), *races], facts, remark
 
 # %% ../../nbs/63_ranking_speed.ipynb #08987b78
-def ways_to_multiply(queries, gallery):
+def _ways_to_multiply(queries, gallery):
     "All distances, ours in chunks and torch's own."
     to = distance_to(gallery)
     def chunks(): return [to(part).sum() for part in queries.split(400)]
     def cdist(): return torch.cdist(queries, gallery).square_().sum()
     return {"ours, in chunks": chunks, "torch.cdist, squared": cdist}
 
-def ways_to_metrics(six, device):
+def _ways_to_metrics(six, device):
     "From features to metrics, ours and the textbook's."
     qf, qp, qc, gf, gp, gc = six
     def textbook():
@@ -156,16 +155,17 @@ def ways_to_metrics(six, device):
         return rank_by_argsort(distances, qp, qc, gp, gc)
     return {"ours": partial(evaluate, *six, device=device), "whole matrix, argsort": textbook}
 
+# %% ../../nbs/63_ranking_speed.ipynb #c2087d9c
 def measure_evaluation(bench):
     "Distances, ranking, and the way from features to metrics, beside the textbook and torchreid."
     six = qf, qp, qc, gf, gp, gc = crowd(bench.queries, bench.gallery, bench.dim)
     queries, gallery = qf.to(bench.device), gf.to(bench.device)
-    size, whole = f"{bench.queries:,} x {bench.gallery:,}", ways_to_metrics(six, bench.device)
+    size, whole = f"{bench.queries:,} x {bench.gallery:,}", _ways_to_metrics(six, bench.device)
     rise = extra_rss(whole["ours"])/2**20
     distances = distance_to(gallery)(queries).numpy(force=True)
     rankings, facts, remark = measure_ranking(bench, distances, (qp, qc, gp, gc))
     floor = 2*bench.queries*bench.gallery*bench.dim/machine_rates(bench.device)["matrix"]
-    multiply = ways_to_multiply(queries, gallery)
+    multiply = _ways_to_multiply(queries, gallery)
     products = race(f"distances, {size}, {bench.dim}-d", multiply, bench, floor, FLOOR)
     path = race(f"features to metrics, {size}", whole, bench, floor + rankings[0]["floor"],
                 "both floors", warmup=0)
@@ -178,7 +178,7 @@ def slopes(n, seconds):
     x, y = np.log(n), np.log(seconds)
     return np.polyfit(x, y, 1)[0], (y[-1] - y[-2])/(x[-1] - x[-2])
 
-def growth_rows(bench, sizes, queries, dim):
+def _growth_rows(bench, sizes, queries, dim):
     "One row per size of gallery: seconds, memory, floor."
     ways = {n: partial(evaluate, *crowd(queries, n, dim), device=bench.device) for n in sizes}
     mib = {n: extra_rss(way)/2**20 for n, way in ways.items()}
@@ -187,14 +187,14 @@ def growth_rows(bench, sizes, queries, dim):
     return [dict(gallery=n, seconds=float(np.median(times[n])), mib=mib[n], floor=n*each)
             for n in ways]
 
+# %% ../../nbs/63_ranking_speed.ipynb #0108301a
 def measure_growth(bench, queries=200, dim=256):
     "`evaluate` on ever larger galleries: facts and rows. ValueError for fewer than two sizes."
     sizes = sorted(set(bench.growth))
-    if len(sizes) < 2:
-        raise ValueError(f"growth={bench.growth}: a slope takes two sizes of gallery or more")
-    rows = growth_rows(bench, sizes, queries, dim)
+    if len(sizes) < 2: raise ValueError(f"growth={bench.growth}: a slope takes two sizes or more")
+    rows = _growth_rows(bench, sizes, queries, dim)
     overall, last = slopes(sizes, [row["seconds"] for row in rows])
     facts = [fact("slope of log time over log gallery", overall, at_most=1.1),
              fact("slope between the two largest", last, at_most=1.1),
-             fact("memory beyond the features, largest gallery", rows[-1]["mib"], "MiB", at_most=100)]
+             fact("memory beyond the features, largest gallery", rows[-1]["mib"], "MiB", 100)]
     return dict(comparisons=[], growth=rows, facts=facts)
