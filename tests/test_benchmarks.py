@@ -1,6 +1,8 @@
 "The benchmarks compare equal things, and their files can be read."
 import json
+import os
 import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -8,49 +10,70 @@ import numpy as np
 import pytest
 import torch
 
-from gcutmix import benchmarks, benchmarks_retrieval, benchmarks_step
-from gcutmix.benchmarks import Bench, bench_command, measure, plot_benchmarks, read_benchmarks
-from gcutmix.benchmarks_retrieval import crowd, gcutmix_bench, rank_by_argsort, rank_by_counting, torchreid_rankings
-from gcutmix.benchmarks_step import Job, RandomMasks, Stopwatch, Textbook, measure_levers, peak_memory, step_flop, stretches, watch
+from conftest import ROOT
+from gcutmix import cutmix
+from gcutmix.base.console import UNSET, given
+from gcutmix.bench import levers, ranking
+from gcutmix.bench.counters import peak_memory
+from gcutmix.bench.levers import measure_levers
+from gcutmix.bench.parts import PARTS, bench_command, gcutmix_bench, measure
+from gcutmix.bench.profile import Stopwatch, stretches
+from gcutmix.bench.races import Bench
+from gcutmix.bench.ranking import crowd, rank_by_argsort, rank_by_counting, torchreid_rankings
+from gcutmix.bench.results import benchmark_tables, claims, plot_benchmarks, read_benchmarks
+from gcutmix.bench.rivals import random_masks, textbook, textbook_mask
+from gcutmix.bench.step import Job, step_flop
 from gcutmix.blocks import block_mask
 from gcutmix.evaluation import distance_to
 
-SMALL = Bench(device="cpu", batch=8, backbone="tiny", size=(96, 32), repeats=1, images=6, queries=20, gallery=300, dim=16, growth=(100, 200))
+SIZES = dict(device="cpu", backbone="tiny", size=(96, 32), repeats=1, images=6, queries=20,
+             gallery=300, dim=16, growth=(100, 200))
+SMALL = Bench(batch=8, **SIZES)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(block=(6, 4), k=3), dict(partner="any", channels_last=False)])
+OPTIONS = [dict(), dict(block=(6, 4), k=3), dict(partner="any", channels_last=False)]
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_textbook_step_is_our_step(options):
     "The same blocks, logits, loss, gradients, and weights after three steps of Adam."
-    ours, naive = Job(SMALL, cam_grad="batch", **options), Job(SMALL, Textbook, **options)
+    ours, naive = Job(SMALL, cam_grad="batch", **options), Job(SMALL, rival=textbook, **options)
     for a, b in zip(ours.model(*ours.inputs()), naive.model(*naive.inputs())):
         torch.testing.assert_close(a.logits, b.logits)
-        if a.mask is not None:
-            assert b.mask.shape == b.features.shape and torch.equal(a.mask.expand_as(b.mask), b.mask)
-    for _ in range(3): ours(); naive()
-    torch.testing.assert_close(torch.stack(ours.losses), torch.stack(naive.losses), rtol=1e-4, atol=1e-4)
-    for p, q in zip(ours.model.parameters(), naive.model.parameters()): torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+        if a.mask is None: continue
+        assert b.mask.shape == b.features.shape
+        assert torch.equal(a.mask.expand_as(b.mask), b.mask)
+    for _ in range(3):
+        ours()
+        naive()
+    losses = [torch.stack(job.losses) for job in (ours, naive)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    for p, q in zip(ours.model.parameters(), naive.model.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
 
 
 def test_textbook_leaves_no_gradient_and_moves_statistics_once():
-    naive = Job(SMALL, Textbook)
+    naive = Job(SMALL, rival=textbook)
     naive.loss()
     assert all(p.grad is None for p in naive.model.parameters())
-    assert {int(m.num_batches_tracked) for m in naive.model.modules() if hasattr(m, "num_batches_tracked")} == {1}
+    norms = [m for m in naive.model.modules() if hasattr(m, "num_batches_tracked")]
+    assert {int(m.num_batches_tracked) for m in norms} == {1}
 
 
 def test_textbook_mask_is_block_mask():
-    "Also where scores are equal: the lower index first."
-    model = Job(SMALL, Textbook).model
+    "Also when scores are equal: the lower index first."
+    options = Job(SMALL).model.options
     cams = torch.cat([torch.rand(5, 24, 8), torch.zeros(1, 24, 8), torch.ones(1, 24, 8)])
-    masks = torch.stack([model.mask_of(cam, torch.empty(1, 3, 24, 8)) for cam in cams])
-    assert torch.equal(masks, block_mask(cams, model.options.k).expand(-1, 3, -1, -1))
+    masks = [textbook_mask(cam, torch.empty(1, 3, 24, 8), options) for cam in cams]
+    expected = block_mask(cams, options.k).expand(-1, 3, -1, -1)
+    assert torch.equal(torch.stack(masks), expected)
 
 
 def test_jobs_with_the_same_settings_do_the_same():
-    one, two, dice = Job(SMALL), Job(SMALL), Job(SMALL, RandomMasks)
+    one, two, dice = Job(SMALL), Job(SMALL), Job(SMALL, rival=random_masks)
     for job in (one, two, one, two): job()
     assert one.losses == two.losses and len(set(map(float, one.losses))) == 2
-    assert not torch.equal(dice.model(*dice.inputs())[1].mask, one.model(*one.inputs())[1].mask)
+    ours, theirs = (job.model(*job.inputs())[1].mask for job in (one, dice))
+    assert not torch.equal(ours, theirs)
 
 
 def test_operations_of_a_step():
@@ -59,7 +82,8 @@ def test_operations_of_a_step():
 
 
 def test_a_quarter_of_the_blocks_is_cut_out_of_every_map():
-    for bench, k in (SMALL, 8), (replace(SMALL, backbone="mobilenet_v2", size=(192, 64)), 2):
+    real = replace(SMALL, backbone="mobilenet_v2", size=(192, 64))
+    for bench, k in (SMALL, 8), (real, 2):
         job = Job(bench)
         mask = job.model(*job.inputs())[1].mask
         assert job.model.options.k == k and (mask == 0).float().mean() == .25
@@ -76,7 +100,8 @@ def test_rankings_agree():
     features, qp, qc, gallery, gp, gc = crowd(50, 800, 32)
     distances = (distance_to(gallery)(features)*10).round().numpy() # many ties
     theirs = rank_by_argsort(distances, qp, qc, gp, gc, "stable")
-    np.testing.assert_allclose(rank_by_counting(distances.copy(), qp, qc, gp, gc), theirs, rtol=1e-12)
+    ours = rank_by_counting(distances.copy(), qp, qc, gp, gc)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
     assert .05 < np.nanmean(theirs) < .95
 
 
@@ -85,20 +110,23 @@ def fake_torchreid(folder, text):
     (folder/"torchreid/__init__.py").write_text("raise ImportError('must not be imported')")
     (folder/"torchreid/metrics/rank.py").write_text(text)
     (folder/"torchreid-9.9.dist-info").mkdir()
-    (folder/"torchreid-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: torchreid\nVersion: 9.9\n")
+    about = "Metadata-Version: 2.1\nName: torchreid\nVersion: 9.9\n"
+    (folder/"torchreid-9.9.dist-info/METADATA").write_text(about)
 
 
 def test_torchreid_is_optional(monkeypatch):
-    monkeypatch.setattr(benchmarks_retrieval.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ranking.importlib.util, "find_spec", lambda name: None)
     ways, remark = torchreid_rankings()
     assert ways == {} and "not installed" in remark
 
 
+EVALUATOR = "IS_CYTHON_AVAI = {}\ndef evaluate_rank(*a, use_cython): return a, .5"
+
 @pytest.mark.parametrize("text, names, remark", [
     ("import nothing_of_this_name", [], "does not load: ModuleNotFoundError"),
-    ("IS_CYTHON_AVAI = False\ndef evaluate_rank(*a, use_cython): return a, .5", ["torchreid, Python"], "9.9; its compiled"),
-    ("IS_CYTHON_AVAI = True\ndef evaluate_rank(*a, use_cython): return a, .5", ["torchreid, Python", "torchreid, compiled"], "version 9.9")])
-def test_torchreid_takes_part_where_it_loads(tmp_path, monkeypatch, text, names, remark):
+    (EVALUATOR.format(False), ["torchreid, Python"], "9.9; its compiled"),
+    (EVALUATOR.format(True), ["torchreid, Python", "torchreid, compiled"], "version 9.9")])
+def test_torchreid_takes_part_if_it_loads(tmp_path, monkeypatch, text, names, remark):
     fake_torchreid(tmp_path, text)
     monkeypatch.syspath_prepend(str(tmp_path))
     ways, found = torchreid_rankings()
@@ -108,64 +136,130 @@ def test_torchreid_takes_part_where_it_loads(tmp_path, monkeypatch, text, names,
 
 def test_a_lever_that_breaks_is_left_out_with_its_reason(monkeypatch):
     def breaks(model): raise OSError("no compiler in /usr/somewhere\nmore")
-    monkeypatch.setitem(benchmarks_step.LEVERS, "compile", dict(compiled=breaks))
+    monkeypatch.setitem(levers.LEVERS, "compile", dict(compiled=breaks))
     found = measure_levers(replace(SMALL, levers=("fused", "compile", "graphs")))
     assert found["skipped"] == {"compile": "OSError: no compiler in ...", "graphs": "needs CUDA"}
     assert list(found["comparisons"][0]["seconds"]) == ["default", "fused"]
 
 
 def test_stretches_cover_a_step():
-    job, clock = Job(SMALL), Stopwatch("cpu")
-    watch(job.model, clock)
+    job, clock, mix = Job(SMALL), Stopwatch("cpu"), cutmix.mix
     names = list(stretches(job, clock))
-    assert names == list(stretches(job, clock)) and names[0] == "gather and augment" and names[-1] == "Adam"
-    assert names.index("heads, losses, mix, backward") < names.index("bottleneck, backward") < names.index("backbone, backward")
+    assert names == list(stretches(job, clock))
+    assert names[0] == "gather and augment" and names[-1] == "Adam"
+    back = "heads, losses, mix, backward", "bottleneck, backward", "backbone, backward"
+    assert sorted(back, key=names.index) == list(back)
+    assert cutmix.mix is mix and not job.model.backbone._forward_hooks
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    sizes = dict(device="cpu", batch=4, backbone="tiny", size=(96, 32), repeats=1, images=6, queries=20, gallery=300, dim=16, growth=(100, 200))
-    for part in ("step", "evaluation", "growth", "data", "profile"): gcutmix_bench(part, out, **sizes)
-    gcutmix_bench("levers", out, levers=("fused", "allocator"), **sizes)
+    for part in ("step", "evaluation", "growth", "data", "profile"):
+        gcutmix_bench(part, out, batch=4, **SIZES)
+    gcutmix_bench("levers", out, batch=4, levers=("fused", "allocator"), **SIZES)
     return out
 
 
+KEYS = {"command", "code", "hardware", "packages", "environment", "settings", "floors", "started",
+        "seconds", "facts", "comparisons"}
+
 def test_every_part_writes_a_file(results):
-    assert sorted(path.name for path in results.iterdir()) == sorted(f"{part}-tiny-cpu.json" for part in benchmarks.PARTS)
+    found = {path.name for path in results.iterdir()}
+    assert found == {f"{part}-tiny-cpu.json" for part in PARTS}
     for r in read_benchmarks(results):
-        assert {"command", "code", "hardware", "packages", "environment", "settings", "floors", "started", "seconds", "facts", "comparisons"} <= set(r)
-        assert r["command"].startswith(f"gcutmix_bench --part {r['part']} --device cpu --batch 4 --backbone tiny --size 96x32")
+        assert KEYS <= set(r)
+        assert r["command"].startswith(f"gcutmix_bench --part {r['part']} --device cpu --batch 4 "
+                                       f"--backbone tiny --size 96x32")
         assert str(results.parent) not in json.dumps(r) and r["floors"]["matrix"] > 0
+
+
+def test_committed_results_have_the_keys_of_today(results):
+    "Top level, comparisons, facts: nothing was renamed."
+    today = {r["part"]: r for r in read_benchmarks(results)}
+    for r in read_benchmarks(ROOT/"results/benchmarks"):
+        new = today[r["part"]]
+        assert set(r) == set(new) and list(r["settings"]) == list(new["settings"])
+        assert set(r["facts"][0]) == set(new["facts"][0])
+        if r["part"] in ("levers", "evaluation"): continue # other levers, and torchreid
+        assert [f["what"] for f in r["facts"]] == [f["what"] for f in new["facts"]]
+        for c in r["comparisons"]: assert set(c) == set(new["comparisons"][0])
 
 
 def test_results_are_drawn(results):
     figure = plot_benchmarks(read_benchmarks(results))
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names.count("textbook") == 2 and "plain PIL loop" in names and "keeps freed memory" in names
+    labels = [label for ax in figure.axes for label in ax.get_yticklabels()]
+    names = [label.get_text() for label in labels]
+    assert names.count("textbook") == 2 and "plain PIL loop" in names
+    assert "keeps freed memory" in names
     plt.close(figure)
     assert read_benchmarks(results/"nowhere") == []
 
 
+def test_five_claims_are_found(results):
+    found = claims(read_benchmarks(results))
+    titles = [c["title"] for r in found for c in r["comparisons"]]
+    assert len(titles) >= 5 and not any("contiguous" in title for title in titles)
+
+
+def test_tables_tell_command_and_remarks(results):
+    text = benchmark_tables(results, "evaluation")
+    assert "gcutmix_bench --part evaluation --device cpu --batch 4" in text
+    assert "argsort of whole rows" in text and "torchreid: " in text
+
+
+def test_a_file_without_a_setting_means_its_default(results, tmp_path):
+    old = json.loads((results/"growth-tiny-cpu.json").read_text())
+    del old["settings"]["levers"], old["settings"]["backbone"]
+    (tmp_path/"growth-cpu.json").write_text(json.dumps(old))
+    read = read_benchmarks(tmp_path)[0]["settings"]
+    assert read["backbone"] == "resnet50" and read["levers"] == ()
+
+
 def test_command_says_no_folder():
-    assert bench_command("data", Bench(device="cpu", dataset="market1501", root="/secret")) == \
+    bench = Bench(device="cpu", dataset="market1501", root="/secret")
+    assert bench_command("data", bench) == \
         "gcutmix_bench --part data --device cpu --dataset market1501 --root FOLDER"
+
+
+def test_stored_commands_are_understood_and_written_alike():
+    for r in read_benchmarks(ROOT/"results/benchmarks"):
+        asked = given(gcutmix_bench.parser(), r["command"].split()[1:])
+        asked = {k: v for k, v in asked.items() if v is not UNSET and k not in ("part", "out")}
+        assert bench_command(r["part"], Bench(**asked)) == r["command"]
 
 
 def test_errors():
     with pytest.raises(ValueError, match="nothing to draw"): plot_benchmarks([])
-    with pytest.raises(ValueError, match="two sizes"): measure("growth", replace(SMALL, growth=(100, 100)))
+    small = replace(SMALL, growth=(100, 100))
+    with pytest.raises(ValueError, match="two sizes"): measure("growth", small)
+    with pytest.raises(ValueError, match="expected one of step"): measure("speed", SMALL)
+
+
+COMMAND = "from gcutmix.commands import gcutmix_bench; gcutmix_bench()"
+
+def run(*words, cwd):
+    "The command in a process of its own."
+    return subprocess.run([sys.executable, "-c", COMMAND, *words], cwd=cwd, capture_output=True,
+                          text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def test_command_line(tmp_path):
-    run = lambda *words: subprocess.run(["gcutmix_bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    done = run("--part", "growth", "--device", "cpu", "--growth", "100,200", "--repeats", "1", "--out", str(tmp_path))
+    done = run("--part", "growth", "--device", "cpu", "--growth", "100,200", "--repeats", "1",
+               "--out", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0 and "growth-cpu.json" in done.stdout, done.stderr
-    assert [row["gallery"] for row in json.loads((tmp_path/"growth-cpu.json").read_text())["growth"]] == [100, 200]
-    done = run("--part", "speed")
+    found = json.loads((tmp_path/"growth-cpu.json").read_text())
+    assert [row["gallery"] for row in found["growth"]] == [100, 200]
+
+
+def test_command_line_tells_a_mistake_in_one_line(tmp_path):
+    done = run("--part", "speed", cwd=tmp_path)
     assert done.returncode and "expected one of" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_allocators_are_not_mixed_up(monkeypatch):
-    monkeypatch.setattr(benchmarks_step, "step_in_process", lambda bench, environment: 2. if environment else 3.)
-    assert benchmarks_step.measure_allocator(SMALL)["ratios"]["keeps freed memory"]["median"] == pytest.approx(2/3)
+    def seconds(bench, environment): return 2. if environment else 3.
+    monkeypatch.setattr(levers, "step_in_process", seconds)
+    ratio = levers.measure_allocator(SMALL)["ratios"]["keeps freed memory"]
+    assert ratio["median"] == pytest.approx(2/3)
