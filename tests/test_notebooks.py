@@ -152,6 +152,11 @@ def test_readme_is_the_index():
     run(sys.executable, ".ci/readme.py", "--check")
 
 
+def test_the_index_names_every_chapter():
+    text = "\n".join(source(cell) for cell in cells("index.ipynb"))
+    assert not [name for name in NOTEBOOKS if name != "index.ipynb" and f"({name})" not in text]
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_links_lead_somewhere(name):
     text = "\n".join(source(cell) for cell in cells(name) if cell["cell_type"] == "markdown")
