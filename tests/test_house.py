@@ -150,3 +150,29 @@ def test_the_other_files_are_narrow_too():
     wide = {path.name: max(map(len, path.read_text().splitlines())) for path in
             [*(ROOT/"tests").glob("*.py"), *(ROOT/".ci").glob("*.py"), ROOT/"setup.py"]}
     assert not {name: width for name, width in wide.items() if width > WIDE}
+
+
+STABLE = """gradcam.grad_cam gradcam.pooled_grad_cam blocks.block_scores blocks.block_mask
+cutmix.sample_partners cutmix.feature_cutmix cutmix.batch_dropblock losses.batch_hard_triplet
+samplers.PKSampler samplers.PKSampler.set_epoch model.create_model training.TrainConfig
+training.make_preset training.fit training.Trainer training.Trainer.train_step
+evaluation.evaluate evaluation.extract_features data.load_dataset images.load_images
+pedestrians.write_pedestrians study.attention.branch_maps""".split()
+
+
+@pytest.mark.parametrize("name", STABLE)
+def test_stable_names_are_where_they_are(name):
+    from pkgutil import resolve_name
+    assert callable(resolve_name(f"gcutmix.{name}"))
+
+
+def test_a_step_has_what_readers_use():
+    import torch
+    import gcutmix
+    model = gcutmix.create_model("PC2", 4, "tiny", dim=8)
+    labels = torch.arange(4).repeat_interleave(2)
+    steps = model(torch.randn(8, 3, 96, 32), labels, gcutmix.keyed_generator(0))
+    for step in steps:
+        assert step.features.shape[2:] == (24, 8) and step.pooled.shape == (8, 128)
+        assert step.embedding.shape == (8, 8) and step.logits.shape == (8, 4)
+    assert [step.mask is None for step in steps] == [True, False, False]
