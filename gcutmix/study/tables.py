@@ -20,17 +20,13 @@ from .paper import (METRICS, PAPER, QUESTIONS, TABLES, USUAL, cell_of, filled,
 # %% ../../nbs/22_tables.ipynb #ae4a6267
 def _read(folder, pattern): return [read_json(path) for path in sorted(Path(folder).glob(pattern))]
 
-def read_results(
-    folder, # holds the .json files of runs
-):          # list of dicts, sorted by file name
-    """The results of all finished runs in a folder; an empty list if there are none.
-    ValueError for a file that is no JSON."""
+def read_results(folder):
+    """The results of all finished runs in a folder, sorted by file name; an empty list
+    if there are none. ValueError for a file that is no JSON."""
     found = _read(folder, "*.json")
     return [r for r in found if "variant" in r.get("recipe", {}) and r.get("history")]
 
-def read_attention(
-    folder, # holds attention-*.json files
-):          # list of dicts, sorted by file name
+def read_attention(folder):
     "What `gcutmix_attention` measured on test people of the network's own data set."
     found = [r for r in _read(folder, "attention-*.json") if r["split"] == "query"]
     return [r for r in found if r.get("dataset") in (None, r["recipe"]["dataset"])]
@@ -40,32 +36,24 @@ CELL = ("variant", "partner", "k", "seed") # what the runs of one table may diff
 NAMED = ("dataset", "backbone", "size", "epochs") # every title names them, or its page does
 FREE = ("eval_every", "precision", "channels_last") # they belong to the machine
 
-def setting(
-    result, # from `read_results`
-):          # str
-    "What all runs of one table have in common, in words."
+def setting(result):
+    "What a result has in common with all that may stand in one table with it, in words."
     r = filled(result["recipe"])
     words = [r["backbone"], "x".join(map(str, r["size"])), f"{r['epochs']} epochs"]
     others = sorted(set(r) - {*CELL, *NAMED, *FREE})
     return ", ".join(words + [f"{key} {r[key]}" for key in others if r[key] != USUAL.get(key)])
 
-# %% ../../nbs/22_tables.ipynb #ec344836
-def by_setting(
-    results, # from `read_results`
-):           # dict: setting -> results
-    "Results in groups that may share a table."
+def by_setting(results):
+    "Results in groups that may share a table: setting -> results."
     groups = defaultdict(list)
     for result in results: groups[setting(result)].append(result)
     return dict(groups)
 
 # %% ../../nbs/22_tables.ipynb #c45d15c2
-# Student's t for 1 to 9 degrees of freedom
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262) # Student's t
 
-def interval(
-    values, # one per seed
-):          # mean, and half the width of its 95 % interval (nan for a single value)
-    """Student's interval of a mean.
+def interval(values):
+    """Mean, and half the width of its 95 % interval (nan for a single value).
     More than ten seeds get the t of ten, which makes it a little too wide."""
     values = np.asarray(values, float)
     n = len(values)
@@ -73,25 +61,19 @@ def interval(
     return values.mean(), T975[min(n, 10) - 2]*values.std(ddof=1)/np.sqrt(n)
 
 # %% ../../nbs/22_tables.ipynb #470770f1
-def select(
-    results, # from `read_results`
-    cell,    # a name, as `cell_of` gives it
-):           # dict: seed -> result
-    "The runs of one cell. ValueError if a seed is there twice."
+def select(results, cell):
+    "The runs of a cell: seed -> result. ValueError if a seed is there twice."
     found = [r for r in results if cell_of(r["recipe"]) == cell]
     runs = {r["recipe"]["seed"]: r for r in found}
     if len(runs) < len(found):
         raise ValueError(f"two results of {cell} have one seed: move one out of the folder")
     return runs
 
-def percent(
-    runs, # results
-    key,  # "rank1" or "mAP"
-):        # list of float
-    "A metric of each run in per cent."
+def percent(runs, key):
+    "A metric of each run, `rank1` or `mAP`, in per cent."
     return [100*r["metrics"][key] for r in runs]
 
-# %% ../../nbs/22_tables.ipynb #bb8ffa29
+# %% ../../nbs/22_tables.ipynb #92187959
 def difference(
     results, # from `read_results`
     a, b,    # names of cells
@@ -138,10 +120,8 @@ def table(
     return [{head: text for head, text in row.items() if "paper" not in head} for row in rows]
 
 # %% ../../nbs/22_tables.ipynb #ffeb65db
-def markdown(
-    rows, # list of dicts with the same keys
-):        # str
-    "Rows as a Markdown table."
+def markdown(rows):
+    "Rows, dicts with the same keys, as a Markdown table."
     lines = [list(rows[0]), ["---"]*len(rows[0])] + [list(row.values()) for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -152,10 +132,8 @@ def _answer(head, mean, half, n):
     return {head: plus_minus(mean, half, "+") if n else "",
             f"{head}: beyond chance": certain if n > 1 else ""}
 
-def comparisons(
-    results, # of one setting
-):           # list of dicts of texts
-    "Paired differences in points, with their 95 % intervals."
+def comparisons(results):
+    "Of one setting: paired differences in points, with their 95 % intervals."
     rows = []
     for name, (a, b) in QUESTIONS.items():
         row = {"difference": name}
@@ -179,9 +157,7 @@ def _machine(hardware): return hardware["cpu" if hardware["device"] == "cpu" els
 
 def _listed(texts): return ", ".join(sorted(set(texts)))
 
-def provenance_line(
-    results, # from `read_results`
-):           # str
+def provenance_line(results):
     "Hardware, length, time and code of a set of results, in one sentence."
     if not results: return "No run yet."
     runs = f"{len(results)} run{'s'*(len(results) > 1)}"
@@ -197,10 +173,9 @@ def _overlap(network, a, b, found):
             "maps": mean("maps"), "top blocks": mean("blocks"),
             "by chance": mean("blocks_by_chance")}
 
-def overlap_rows(
-    results, # from `read_attention`
-):           # list of dicts of texts
-    "What the maps and the top blocks of two branches share, in per cent, mean over networks."
+def overlap_rows(results):
+    """From `read_attention`: what the maps and the top blocks of two branches share,
+    in per cent, mean over networks."""
     pairs = defaultdict(list)
     for r in results:
         network = cell_of(r["recipe"])
@@ -215,10 +190,9 @@ def _coverage(network, found):
             "of the picture": plus_minus(*interval(area)),
             "ratio": f"{np.mean(person/area):.2f}"}
 
-def coverage_rows(
-    results, # from `read_attention`, with cue numbers
-):           # list of dicts of texts, a row per network
-    "What the top blocks of all branches cover of the person and of the picture, in per cent."
+def coverage_rows(results):
+    """From `read_attention`, with cue numbers: what the top blocks of all branches cover
+    of the person and of the picture, in per cent; a row per network."""
     seen = defaultdict(list)
     for r in results:
         parts = [100*r["coverage"][part]["union"] for part in ("person", "area")]
