@@ -1,0 +1,151 @@
+"The layout holds: imports go down, nothing goes round in a circle, and no module is too long or too wide."
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+# From below. A wing (a folder) is one floor; inside it no circle is allowed.
+FLOORS = """base drawn pedestrians data images gradcam blocks cutmix losses samplers config variants
+model evaluation training layer gallery rivals study bench commands""".split()
+LATE = ("resolve_name", "import_module", "__import__") # imports that no reader of imports sees
+LONG = {} # module: why it may have more than 200 lines
+WIDE = 100
+
+
+def modules(package):
+    "Name -> path of every module of a package but its generated index."
+    paths = [p for p in package.rglob("*.py") if p.name not in ("_modidx.py", "__init__.py")]
+    return {".".join(p.relative_to(package.parent).with_suffix("").parts): p for p in paths}
+
+
+def imports(name, text):
+    "Modules or names, absolute, that a module's text imports anywhere: at the top or in a function."
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import): found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            above = name.split(".")[:-node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{source}.{alias.name}" for alias in node.names}
+    return {target for target in found if target.split(".")[0] == name.split(".")[0]}
+
+
+def calls(text):
+    "Names of the functions that a text calls."
+    nodes = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
+
+
+def house(sources):
+    "module -> modules of the same package that it imports; a name is counted to its module."
+    rooms = {}
+    for name, text in sources.items():
+        rooms[name] = set()
+        for target in imports(name, text):
+            while target and target not in sources: target = target.rpartition(".")[0]
+            if target and target != name: rooms[name].add(target)
+    return rooms
+
+
+def upwards(rooms):
+    "(module, import) pairs that do not go to a lower floor, or to the same wing."
+    def wing(name): return name.split(".")[1]
+    return [(a, b) for a, targets in sorted(rooms.items()) for b in sorted(targets)
+            if wing(a) != wing(b) and FLOORS.index(wing(a)) <= FLOORS.index(wing(b))]
+
+
+def circles(rooms):
+    "(module, import) pairs from which a way leads back."
+    def reached(start):
+        seen, todo = set(), [start]
+        while todo:
+            new = rooms[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+    return [(a, b) for a, targets in sorted(rooms.items()) for b in sorted(targets) if a in reached(b)]
+
+
+SOURCES = {name: path.read_text() for name, path in modules(ROOT/"gcutmix").items()}
+
+
+def test_every_room_has_a_floor():
+    assert {name.split(".")[1] for name in SOURCES} <= set(FLOORS)
+
+
+def test_no_import_goes_up(): assert not upwards(house(SOURCES))
+
+
+def test_nothing_goes_round_in_a_circle(): assert not circles(house(SOURCES))
+
+
+def test_the_only_late_import_builds_a_network():
+    late = {name for name, text in SOURCES.items() if calls(text) & set(LATE)}
+    assert late == {"gcutmix.model"}
+    function = next(node for node in ast.parse(SOURCES["gcutmix.model"]).body
+                    if isinstance(node, ast.FunctionDef) and node.name == "create_model")
+    assert calls(ast.unparse(function)) & set(LATE)
+    assert SOURCES["gcutmix.model"].count("resolve_name(") == 1
+
+
+@pytest.mark.parametrize("line", ["from gcutmix.training import fit", "from .training import fit",
+                                  "from . import training", "import gcutmix.training",
+                                  "from gcutmix.training import (\n    fit,\n)",
+                                  "def f():\n    from .training import fit"])
+def test_an_import_upwards_is_seen(line):
+    made_up = {"gcutmix.data": line, "gcutmix.training": ""}
+    assert upwards(house(made_up)) == [("gcutmix.data", "gcutmix.training")]
+
+
+def test_a_circle_in_a_wing_is_seen():
+    made_up = {"gcutmix.study.a": "from .b import x", "gcutmix.study.b": "def f():\n    from . import c",
+               "gcutmix.study.c": "import gcutmix.study.a"}
+    assert len(circles(house(made_up))) == 3 and not upwards(house(made_up))
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_modules_are_short_and_narrow(name):
+    lines = SOURCES[name].splitlines()
+    assert len(lines) <= 200 or name in LONG, f"{name} has {len(lines)} lines"
+    generated = next(i for i, line in enumerate(lines) if line.startswith("# %% auto"))
+    end = next((i for i, line in enumerate(lines[generated + 1:]) if line.startswith("# %%")), 0)
+    own = lines[:generated] + lines[generated + 1 + end:]
+    assert not [line for line in own if len(line) > WIDE]
+
+
+def test_exceptions_are_needed():
+    for name in LONG: assert len(SOURCES[name].splitlines()) > 200
+
+
+FORBIDDEN = ("matplotlib", "IPython", "pandas", "scipy", "h5py", "psutil")
+
+
+@pytest.mark.parametrize("module", ["training", "evaluation", "commands", "study.runs", "study.attention"])
+def test_training_and_ranking_load_nothing_that_draws(module):
+    code = f"import sys, gcutmix.{module}; print([m for m in {FORBIDDEN} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_face_loads_nothing_until_it_is_asked():
+    code = "import sys, gcutmix; print('torch' in sys.modules, len(dir(gcutmix)) > 20)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False True"
+
+
+def test_the_face_hands_on_what_it_names():
+    import gcutmix
+    for name, module in gcutmix._MODULE.items():
+        value = getattr(gcutmix, name)
+        assert value.__module__ == f"gcutmix.{module}" and value.__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"): gcutmix.nothing
+
+
+def test_the_other_files_are_narrow_too():
+    wide = {path.name: max(map(len, path.read_text().splitlines())) for path in
+            [*(ROOT/"tests").glob("*.py"), *(ROOT/".ci").glob("*.py"), ROOT/"setup.py"]}
+    assert not {name: width for name, width in wide.items() if width > WIDE}
