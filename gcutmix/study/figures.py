@@ -20,7 +20,7 @@ from .runs import ON_K
 from .tables import difference, interval, percent, plus_minus, select
 from ..variants import VARIANTS
 
-# %% ../../nbs/23_figures.ipynb #2ed8e25c
+# %% ../../nbs/23_figures.ipynb #1db104cd
 def two_panels(
     xlabel,       # of both
     height=3,     # inches
@@ -44,6 +44,7 @@ def mean_curve(curves):
     for epoch, value in sum(curves, []): tested[epoch].append(value)
     return [(epoch, np.mean(tested[epoch])) for epoch in sorted(tested)]
 
+# %% ../../nbs/23_figures.ipynb #dda4803e
 def draw_curves(ax, record, curves):
     "The mean of one method, and each seed faintly."
     for each in curves if len(curves) > 1 else ():
@@ -57,14 +58,14 @@ def plot_curves(
     "Rank-1 and mAP over epochs: the mean of the seeds, and each seed faintly."
     fig, panels = two_panels("epoch")
     for ax, key in panels:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=(1, 2, 5, 10)))
         for name in ROWS:
             curves = [curve(r, key) for r in select(results, name).values()]
             if curves: draw_curves(ax, VARIANTS[name], curves)
     if results: panels[0][0].legend()
     return fig
 
-# %% ../../nbs/23_figures.ipynb #fe25ac21
+# %% ../../nbs/23_figures.ipynb #dcce1c54
 def by_k(results):
     "The runs of PC2: k -> results, in rising order."
     groups = defaultdict(list)
@@ -72,6 +73,7 @@ def by_k(results):
         if ON_K.fullmatch(cell_of(r["recipe"])): groups[filled(r["recipe"])["k"]].append(r)
     return dict(sorted(groups.items()))
 
+# %% ../../nbs/23_figures.ipynb #bc73bb9d
 def k_rows(results):
     "Fig. 3 as a table, a row per k."
     rows = []
@@ -118,8 +120,6 @@ def plot_cmc(
     return fig
 
 # %% ../../nbs/23_figures.ipynb #0506e624
-MARKS = "Dsov^<>P"
-
 def answers_of(groups, key):
     "Name -> (difference, half of its interval) for each question, the paper's first."
     found = {}
@@ -129,6 +129,9 @@ def answers_of(groups, key):
     for name, rows in groups.items():
         found[name] = [difference(rows, a, b, key)[:2] for a, b in QUESTIONS.values()]
     return found
+
+# %% ../../nbs/23_figures.ipynb #1e0536cb
+MARKS = "Dsov^<>P"
 
 def draw_answers(ax, answers):
     "A mark and its interval for each answer; the answers to one question lie close together."
@@ -140,6 +143,7 @@ def draw_answers(ax, answers):
                     color=colour, mfc=inside)
     ax.axvline(0, color="black", lw=.8)
 
+# %% ../../nbs/23_figures.ipynb #ffbf1a4a
 def plot_differences(
     groups, # dict: a name for each list of results of one setting
 ):          # figure

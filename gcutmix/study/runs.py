@@ -122,7 +122,7 @@ def shortened(
     decay_at = tuple(map(scaled, config.decay_at))
     return replace(config, epochs=epochs, warmup=scaled(config.warmup), decay_at=decay_at)
 
-# %% ../../nbs/21_runs.ipynb #c6eb6f38
+# %% ../../nbs/21_runs.ipynb #52a88cae
 PRESETS = {"pedestrians": "demo", "cuhk03-p1-detected": "small"} # others: "paper"
 
 def run_missing(

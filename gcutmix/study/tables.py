@@ -73,7 +73,7 @@ def percent(runs, key):
     "A metric of each run, `rank1` or `mAP`, in per cent."
     return [100*r["metrics"][key] for r in runs]
 
-# %% ../../nbs/22_tables.ipynb #92187959
+# %% ../../nbs/22_tables.ipynb #bb8ffa29
 def difference(
     results, # from `read_results`
     a, b,    # names of cells
