@@ -20,7 +20,7 @@ from .runs import ON_K
 from .tables import difference, interval, percent, plus_minus, select
 from ..variants import VARIANTS
 
-# %% ../../nbs/23_figures.ipynb #1db104cd
+# %% ../../nbs/23_figures.ipynb #2ed8e25c
 def two_panels(
     xlabel,       # of both
     height=3,     # inches
@@ -44,7 +44,7 @@ def mean_curve(curves):
     for epoch, value in sum(curves, []): tested[epoch].append(value)
     return [(epoch, np.mean(tested[epoch])) for epoch in sorted(tested)]
 
-# %% ../../nbs/23_figures.ipynb #dda4803e
+# %% ../../nbs/23_figures.ipynb #fd6d143d
 def draw_curves(ax, record, curves):
     "The mean of one method, and each seed faintly."
     for each in curves if len(curves) > 1 else ():
@@ -65,7 +65,7 @@ def plot_curves(
     if results: panels[0][0].legend()
     return fig
 
-# %% ../../nbs/23_figures.ipynb #dcce1c54
+# %% ../../nbs/23_figures.ipynb #991b5047
 def by_k(results):
     "The runs of PC2: k -> results, in rising order."
     groups = defaultdict(list)
@@ -73,7 +73,7 @@ def by_k(results):
         if ON_K.fullmatch(cell_of(r["recipe"])): groups[filled(r["recipe"])["k"]].append(r)
     return dict(sorted(groups.items()))
 
-# %% ../../nbs/23_figures.ipynb #bc73bb9d
+# %% ../../nbs/23_figures.ipynb #2c50f755
 def k_rows(results):
     "Fig. 3 as a table, a row per k."
     rows = []
@@ -130,7 +130,7 @@ def answers_of(groups, key):
         found[name] = [difference(rows, a, b, key)[:2] for a, b in QUESTIONS.values()]
     return found
 
-# %% ../../nbs/23_figures.ipynb #1e0536cb
+# %% ../../nbs/23_figures.ipynb #12a19788
 MARKS = "Dsov^<>P"
 
 def draw_answers(ax, answers):
@@ -143,7 +143,7 @@ def draw_answers(ax, answers):
                     color=colour, mfc=inside)
     ax.axvline(0, color="black", lw=.8)
 
-# %% ../../nbs/23_figures.ipynb #ffbf1a4a
+# %% ../../nbs/23_figures.ipynb #6d31d5be
 def plot_differences(
     groups, # dict: a name for each list of results of one setting
 ):          # figure

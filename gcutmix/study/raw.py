@@ -19,7 +19,7 @@ from ..images import load_images
 from ..model import create_backbone
 from ..training import TrainConfig, recipe
 
-# %% ../../nbs/26_raw.ipynb #30c6e781
+# %% ../../nbs/26_raw.ipynb #a3ab061a
 def raw_network(
     backbone, # a name, as in `create_backbone`
     weights,  # as in `create_backbone`
@@ -30,7 +30,7 @@ def raw_network(
         body = create_backbone(backbone, weights)
     return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-# %% ../../nbs/26_raw.ipynb #c49dc00a
+# %% ../../nbs/26_raw.ipynb #32c22ed1
 def raw_features(model, data, size):
     "Features, pids and camids of query and gallery, as `evaluate` wants them."
     six = []

@@ -6,7 +6,7 @@
 __all__ = ['PLOTS', 'save_figure', 'draw_group', 'draw_results', 'draw_attention', 'draw_networks', 'find_datasets',
            'name_groups', 'slip_lines', 'gcutmix_tables', 'gcutmix_demo']
 
-# %% ../../nbs/28_report.ipynb #e8fe7975
+# %% ../../nbs/28_report.ipynb #6e2c56fb
 from io import BytesIO
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def draw_group(title, group, dataset, stem, suffix):
         text += [f"![{name}]({path.name})\n"]
     return text
 
-# %% ../../nbs/28_report.ipynb #00500772
+# %% ../../nbs/28_report.ipynb #b6aadfa7
 def draw_results(
     results, # of one data set
     dataset, # its name
@@ -68,7 +68,7 @@ def draw_results(
         text += draw_group(title, group, dataset, stem, i or "")
     return text
 
-# %% ../../nbs/28_report.ipynb #c5401047
+# %% ../../nbs/28_report.ipynb #7d42ca4a
 def draw_attention(
     results, # from `read_attention`
     stem,    # of the figures' paths
@@ -85,12 +85,9 @@ def draw_attention(
     return text
 
 # %% ../../nbs/28_report.ipynb #e4eccecb
-def draw_networks(
-    folder, # holds PC2's network of seed 0
-    root,   # of the pedestrians
-    stem,   # of the figures' paths
-):
-    "What takes images: Fig. 2, Fig. 4 and ranked lists of the pedestrians, as PNG."
+def draw_networks(folder, root, stem):
+    """What takes images, with PC2's network of seed 0 in `folder` and the pedestrians in `root`:
+    Fig. 2, Fig. 4 and ranked lists, as PNG files that begin with `stem`."""
     model, made = load_model(Path(folder)/"PC2-tiny-s0.safetensors")
     data, size = load_dataset("pedestrians", root), tuple(made["size"])
     labels = data.train.labels
@@ -102,13 +99,11 @@ def draw_networks(
                    ranked=plot_ranked(model, data, size, n=2))
     for name, figure in figures.items(): save_figure(figure, Path(f"{stem}-{name}.png"))
 
-# %% ../../nbs/28_report.ipynb #aee65eee
-def find_datasets(
-    results, # folder with a folder of results for each data set
-):           # dict: name -> results
-    """The paper's data sets, and those with results. A run on held-out training people has
-    chosen a setting; it is no cell of any table. FileNotFoundError or ValueError for a different
-    folder."""
+# %% ../../nbs/28_report.ipynb #2fac61cd
+def find_datasets(results):
+    """Name -> results, of the paper's data sets and of those that have a folder with results in
+    `results`. A run on held-out training people has chosen a setting; it is no cell of any table.
+    FileNotFoundError or ValueError for a different kind of folder."""
     if not results.is_dir():
         raise FileNotFoundError(f"no folder {results}: give the one that holds a folder of "
                                 f"results for each data set")
@@ -121,7 +116,7 @@ def find_datasets(
     found = {name: read_results(results/name) for name in sorted(names | set(COLUMNS))}
     return {name: rows for name, rows in found.items() if rows or name in COLUMNS}
 
-# %% ../../nbs/28_report.ipynb #3db7a790
+# %% ../../nbs/28_report.ipynb #2c0ea529
 def name_groups(found):
     "All results by data set, and by setting if a data set has several."
     groups = {}
@@ -136,7 +131,7 @@ def slip_lines():
     "The paper's slips as a list."
     return [f"- Table {table}{f', {row}' if row else ''}: {why}" for table, row, why in SLIPS]
 
-# %% ../../nbs/28_report.ipynb #06a92c7b
+# %% ../../nbs/28_report.ipynb #b462d3f8
 @command
 def gcutmix_tables(
     results:str="results", # folder with a folder of results for each data set
