@@ -36,7 +36,7 @@ def as_columns(
         for i, name in enumerate(columns): table[name][row] = tuple(values[2*i:2*i + 2])
     return table
 
-# %% ../../nbs/20_paper.ipynb #88a277f0
+# %% ../../nbs/20_paper.ipynb #38728cf3
 def rows_of(
     table, # "2" or "3"
 ):         # dict: variant -> row
@@ -45,7 +45,7 @@ def rows_of(
 
 ROWS = rows_of("3")
 
-# %% ../../nbs/20_paper.ipynb #8f03fd20
+# %% ../../nbs/20_paper.ipynb #5c0be44e
 # (identities, images) of train, gallery, query
 SPLITS = {"market1501": ((751, 12936), (750, 19732), (750, 3368)),
           "dukemtmc-reid": ((702, 16522), (1110, 17661), (702, 2228)),
@@ -67,7 +67,7 @@ PUBLISHED = {
     "BDB*3":      "77.3 74.5  74.3 71.2  88.2 74.9  94.3 84.9",
     "Ours":       "78.4 75.4  75.2 73.6  88.0 74.6  94.5 85.2"}
 
-# %% ../../nbs/20_paper.ipynb #ce5fcc3c
+# %% ../../nbs/20_paper.ipynb #bb099241
 BRANCH_BY_BRANCH = {
     "G":    "65.1 60.1  83.8 68.6",
     "BDB":  "72.4 69.5  87.1 74.5",
@@ -134,7 +134,7 @@ def printed_difference(
 TABLES = {number: {row: name for name, row in rows_of(number).items()} for number in "23"}
 TABLES |= {"4": {"P": "PC2-positive", "P+N": "PC2-any", "N": "PC2"}}
 
-# %% ../../nbs/20_paper.ipynb #a6eb65fa
+# %% ../../nbs/20_paper.ipynb #7c144697
 USUAL = recipe(TrainConfig())
 
 def filled(

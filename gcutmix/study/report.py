@@ -6,7 +6,7 @@
 __all__ = ['PLOTS', 'save_figure', 'draw_group', 'draw_results', 'draw_attention', 'draw_networks', 'find_datasets',
            'name_groups', 'slip_lines', 'gcutmix_tables', 'gcutmix_demo']
 
-# %% ../../nbs/28_report.ipynb #6e2c56fb
+# %% ../../nbs/28_report.ipynb #e8fe7975
 from io import BytesIO
 from pathlib import Path
 
@@ -31,14 +31,14 @@ from .tables import (by_setting, comparisons, coverage_rows, markdown, overlap_r
 from ..training import fit, make_preset
 
 # %% ../../nbs/28_report.ipynb #5be0c9f6
-def save_figure(figure, path):
-    "Write a figure in the format of its name, a PNG in 256 colours (a third of the bytes)."
+def save_figure(figure, path, colours=256):
+    "Write a figure in the format of its name, a PNG with a palette (a third of the bytes)."
     drawn, kind = BytesIO(), path.suffix[1:]
     figure.savefig(drawn, format=kind, bbox_inches="tight")
     plt.close(figure)
     def write(part):
         if kind != "png": return part.write_bytes(drawn.getvalue())
-        Image.open(drawn).convert("RGB").quantize(256).save(part, "png", optimize=True)
+        Image.open(drawn).convert("RGB").quantize(colours).save(part, "png", optimize=True)
     write_atomically(path, write)
 
 # %% ../../nbs/28_report.ipynb #fea5ac05
@@ -56,7 +56,7 @@ def draw_group(title, group, dataset, stem, suffix):
         text += [f"![{name}]({path.name})\n"]
     return text
 
-# %% ../../nbs/28_report.ipynb #b6aadfa7
+# %% ../../nbs/28_report.ipynb #00500772
 def draw_results(
     results, # of one data set
     dataset, # its name
@@ -68,7 +68,7 @@ def draw_results(
         text += draw_group(title, group, dataset, stem, i or "")
     return text
 
-# %% ../../nbs/28_report.ipynb #7d42ca4a
+# %% ../../nbs/28_report.ipynb #c5401047
 def draw_attention(
     results, # from `read_attention`
     stem,    # of the figures' paths
@@ -93,13 +93,13 @@ def draw_networks(folder, root, stem):
     labels = data.train.labels
     shown = np.flatnonzero(np.diff(labels, prepend=-1))[:16] # the first picture of each
     images = load_images(data.train, size, progress=False)[shown]
-    test = load_images(data.query, size, progress=False)[:16:2]
-    figures = dict(mix=plot_mix(model, images, torch.as_tensor(labels[shown])),
-                   attention=plot_attention(model, test),
-                   ranked=plot_ranked(model, data, size, n=2))
-    for name, figure in figures.items(): save_figure(figure, Path(f"{stem}-{name}.png"))
+    test = load_images(data.query, size, progress=False)[:12:2]
+    mix = plot_mix(model, images, torch.as_tensor(labels[shown]))
+    save_figure(mix, Path(f"{stem}-mix.png"))
+    save_figure(plot_attention(model, test), Path(f"{stem}-attention.png"))
+    save_figure(plot_ranked(model, data, size, n=2), Path(f"{stem}-ranked.png"), colours=64)
 
-# %% ../../nbs/28_report.ipynb #2fac61cd
+# %% ../../nbs/28_report.ipynb #076c4eed
 def find_datasets(results):
     """Name -> results, of the paper's data sets and of those that have a folder with results in
     `results`. A run on held-out training people has chosen a setting; it is no cell of any table.
@@ -116,7 +116,7 @@ def find_datasets(results):
     found = {name: read_results(results/name) for name in sorted(names | set(COLUMNS))}
     return {name: rows for name, rows in found.items() if rows or name in COLUMNS}
 
-# %% ../../nbs/28_report.ipynb #2c0ea529
+# %% ../../nbs/28_report.ipynb #3db7a790
 def name_groups(found):
     "All results by data set, and by setting if a data set has several."
     groups = {}
@@ -131,7 +131,7 @@ def slip_lines():
     "The paper's slips as a list."
     return [f"- Table {table}{f', {row}' if row else ''}: {why}" for table, row, why in SLIPS]
 
-# %% ../../nbs/28_report.ipynb #b462d3f8
+# %% ../../nbs/28_report.ipynb #06a92c7b
 @command
 def gcutmix_tables(
     results:str="results", # folder with a folder of results for each data set
