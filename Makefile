@@ -1,4 +1,4 @@
-.PHONY: demo test install notebooks clean
+.PHONY: demo test test-slow install clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -11,16 +11,23 @@ BIN := .venv/bin
 install: .venv/.installed
 
 # The embedded pedestrians, the five rows of Table 3, one table and the figures.
-# glibc gives large blocks back at every free, and the next step pays for fresh pages: keeping them saved a sixth of a MobileNetV2 step (chapter 14).
+# glibc gives large blocks back at every free, and the next step pays for fresh pages:
+# keeping them saved a sixth of a MobileNetV2 step (results/benchmarks/levers-mobilenet_v2-cpu.json).
 demo: export MALLOC_MMAP_MAX_ = 0
 demo: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 demo: export MALLOC_TOP_PAD_ = 67108864
 demo: install
 	$(BIN)/gcutmix_demo --out runs/demo
 
-# Every test: sync of notebooks, package and README; each notebook; pytest; the wheel.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=12 tests
+
+# What CI runs: sync of notebooks, package and README; each notebook; pytest; the wheel.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=12 tests
+	$(PYTEST) -m "not slow"
+
+# The rest: what takes long and seldom breaks. Weekly in CI.
+test-slow: install
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf .venv runs build dist *.egg-info

@@ -9,6 +9,9 @@ parser = ConfigParser(delimiters=["="])
 parser.read(here/"settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("study", "bench", "raw", "dev")}
+extras["dev"] += [word for name in ("study", "bench", "raw") for word in extras[name]]
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -22,7 +25,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"raw": cfg["raw_requirements"].split(), "dev": cfg["dev_requirements"].split()},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(),
                   "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

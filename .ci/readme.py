@@ -1,6 +1,6 @@
-"""Write README.md from nbs/index.ipynb: its prose, tables and pictures, without the code that makes them.
+"""Write README.md from nbs/index.ipynb: its prose, tables and pictures, without the code.
 
-usage: readme.py [--check]    (--check writes nothing and fails where README.md or its picture differ)
+usage: readme.py [--check]    (--check writes nothing and fails if README.md or a picture differs)
 """
 import base64, json, re, sys
 from pathlib import Path
@@ -32,10 +32,12 @@ def readme(notebook):
 
 def main(check):
     text, pictures = readme(json.loads((ROOT/"nbs"/"index.ipynb").read_text()))
-    files = {ROOT/"README.md": text.encode()} | {PICTURES/name: data for name, data in pictures.items()}
+    files = {ROOT/"README.md": text.encode()}
+    files |= {PICTURES/name: data for name, data in pictures.items()}
     for path, content in files.items():
         if check and (not path.exists() or path.read_bytes() != content):
-            sys.exit(f"{path.relative_to(ROOT)} is not what nbs/index.ipynb gives; run: .venv/bin/python .ci/readme.py")
+            sys.exit(f"{path.relative_to(ROOT)} is not what nbs/index.ipynb gives; "
+                     f"run: .venv/bin/python .ci/readme.py")
         if not check:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)

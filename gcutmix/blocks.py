@@ -13,11 +13,12 @@ def block_scores(
     cam,          # (N,H,W) heat maps
     block=(3, 2), # height and width of a block, in cells
 ):                # (N,H/bh,W/bw)
-    "e of Eq. 2: the sum of the map over each block. ValueError where the blocks do not divide the map."
+    "e of Eq. 2: the sum of the map over each block. ValueError if blocks do not divide the map."
     (n, h, w), (bh, bw) = cam.shape, block
     if min(bh, bw) < 1 or h % bh or w % bw:
-        raise ValueError(f"a {h}x{w} map cannot be cut into blocks of {bh}x{bw}: {h} must be a multiple of {bh}"
-                         f" and {w} of {bw}; choose another `block`, or an image size that gives another map")
+        raise ValueError(f"a {h}x{w} map cannot be cut into blocks of {bh}x{bw}: "
+                         f"{h} must be a multiple of {bh} and {w} of {bw}; choose a different "
+                         f"`block`, or an image size that gives a different map")
     return cam.reshape(n, h//bh, bh, w//bw, bw).sum((2, 4))
 
 # %% ../nbs/03_block_ranking.ipynb #3ea6865c
@@ -26,12 +27,14 @@ def block_mask(
     k,            # how many blocks to cut
     block=(3, 2), # height and width of a block, in cells
 ):                # (N,1,H,W) of 0 and 1, in the type of `cam`
-    """m of Eq. 2: 0 in the `k` blocks of the highest sums, 1 elsewhere; of equal sums the lower index first.
-    ValueError for a `k` that does not fit."""
+    """m of Eq. 2: 0 in the `k` blocks of the highest sums, 1 elsewhere; of equal sums the lower
+    index first. ValueError for a `k` that does not fit."""
     scores = block_scores(cam, block)
     n, rows, cols = scores.shape
-    if not 0 <= k <= rows*cols: raise ValueError(f"k = {k}: the map has {rows}x{cols} = {rows*cols} blocks, "
-                                                 f"so k goes from 0 to {rows*cols}")
-    top = scores.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :k]
-    mask = torch.ones_like(scores).flatten(1).scatter_(1, top, 0.).view(n, 1, rows, cols)
+    if not 0 <= k <= rows*cols:
+        raise ValueError(f"k = {k}: the map has {rows}x{cols} = {rows*cols} blocks, "
+                         f"so k goes from 0 to {rows*cols}")
+    order = scores.flatten(1).argsort(dim=1, descending=True, stable=True)
+    mask = torch.ones_like(scores).flatten(1).scatter_(1, order[:, :k], 0.)
+    mask = mask.view(n, 1, rows, cols)
     return mask.repeat_interleave(block[0], 2).repeat_interleave(block[1], 3)

@@ -13,37 +13,40 @@ def class_activation_map(
     features, # (N,C,H,W) map
     weights,  # (N,C) weight of each channel
 ):            # (N,H,W) float32, not negative, detached
-    "The right half of Eq. 1, `ReLU(sum_k w_k T_k)`. With a linear classifier's rows as `weights` it is CAM (Zhou et al., 2016)."
+    """The right half of Eq. 1, `ReLU(sum_k w_k T_k)`.
+    With a linear classifier's rows as `weights` it is CAM (Zhou et al., 2016)."""
+    features, weights = features.detach().float(), weights.detach().float()
     with torch.autocast(features.device.type, enabled=False):
-        return torch.einsum("nc,nchw->nhw", weights.detach().float(), features.detach().float()).relu()
+        return torch.einsum("nc,nchw->nhw", weights, features).relu()
 
 # %% ../nbs/02_gradcam.ipynb #3d138ade
 def _gradient(score, at):
     "(N,...) derivative of each image's score at its `at`, the graph kept."
     if score.shape != at.shape[:1]:
-        raise ValueError(f"score {tuple(score.shape)}: expected one scalar an image, ({len(at)},), "
-                         f"such as logits.gather(1, labels[:, None])[:, 0]")
+        raise ValueError(f"score {tuple(score.shape)}: expected one scalar per image, "
+                         f"({len(at)},), such as logits.gather(1, labels[:, None])[:, 0]")
     if not (score.requires_grad and at.requires_grad):
-        raise ValueError("no graph leads from the map to the score: compute both outside torch.no_grad() and "
-                         "torch.inference_mode(), from a map that requires a gradient")
+        raise ValueError("no graph leads from the map to the score: compute both outside "
+                         "torch.no_grad() and torch.inference_mode(), from a map that "
+                         "requires a gradient")
     return torch.autograd.grad(score.sum(), at, retain_graph=True)[0].float()
 
 def grad_cam(
     features, # (N,C,H,W) map that `score` was computed from
-    score,    # (N,) one scalar an image, usually the logit of its class
+    score,    # (N,) one scalar per image, usually the logit of its class
 ):            # (N,H,W) float32, detached
     """Eq. 1 by autograd. The graph is kept for the training step, and no `.grad` is written.
-    ValueError for a score of another shape or without a graph."""
+    ValueError for a score of a different shape or without a graph."""
     return class_activation_map(features, _gradient(score, features).mean((2, 3)))
 
 # %% ../nbs/02_gradcam.ipynb #90035fac
 def pooled_grad_cam(
     features, # (N,C,H,W) map
     pooled,   # (N,C) its global average or maximum: all that `score` sees of the map
-    score,    # (N,) one scalar an image
+    score,    # (N,) one scalar per image
 ):            # (N,H,W) float32, detached
     """Eq. 1 by the identity mean(dy/dT) = dy/dp / (HW): a backward pass through the head alone.
-    ValueError for a score of another shape or without a graph."""
+    ValueError for a score of a different shape or without a graph."""
     return class_activation_map(features, _gradient(score, pooled) / features[0, 0].numel())
 
 # %% ../nbs/02_gradcam.ipynb #93fa6ac4
@@ -53,5 +56,6 @@ def head_gradient(
     scale,      # (D,) gamma / sqrt(variance + eps) of the batch norm
     class_rows, # (N,D) c_y, each image's own row of the classifier
 ):              # (N,C) dy/dp
-    "dy/dp of a linear - batch norm - ReLU - linear head, batch statistics held fixed: Eq. 1 for each image by itself."
+    """dy/dp of a linear - batch norm - ReLU - linear head, batch statistics held fixed:
+    Eq. 1 for each image by itself."""
     return (class_rows * (embedding > 0) * scale) @ reduction

@@ -8,36 +8,46 @@ __all__ = ['PKSampler']
 # %% ../nbs/06_samplers.ipynb #2a3f1162
 import numpy as np
 
+# %% ../nbs/06_samplers.ipynb #febe7da0
+def _images(group, k, rng):
+    "`k` of the images of one person, every image before the first repeat."
+    rounds = -(-k // len(group))
+    return np.concatenate([rng.permutation(group) for _ in range(rounds)])[:k]
+
+# %% ../nbs/06_samplers.ipynb #e360896e
+def _groups(pids):
+    "The images of each identity as arrays of indices, the lowest identity first."
+    order = np.argsort(pids, kind="stable")
+    changes = np.flatnonzero(np.diff(pids[order])) + 1
+    return [group for group in np.split(order, changes) if len(group)]
+
 # %% ../nbs/06_samplers.ipynb #753de42e
 class PKSampler:
-    """Lists of `p*k` indices: `p` identities with `k` images each, every identity at most once an epoch.
-    A pure function of (seed, epoch). ValueError for a `p` or `k` that gives no batch with two of each."""
+    """Lists of `p*k` indices: `p` identities with `k` images each, every identity at most once
+    per epoch. A pure function of (seed, epoch). ValueError for a `p` or `k` below 2, and for
+    more identities than there are."""
     def __init__(self,
         pids,   # (N,) identity of each image
         p=16,   # identities in a batch
         k=4,    # images of each; an identity with fewer repeats some
         seed=0, # of all draws
     ):
-        pids = np.asarray(pids)
-        order = np.argsort(pids, kind="stable")
-        self.groups = [g for g in np.split(order, np.flatnonzero(np.diff(pids[order])) + 1) if len(g)]
-        if not 2 <= p <= len(self.groups):
-            raise ValueError(f"p = {p} identities a batch, and the data have {len(self.groups)}: "
-                             f"choose p from 2 to the number of identities")
-        if k < 2: raise ValueError(f"k = {k} images of an identity: a positive pair takes at least 2")
+        self.groups = _groups(np.asarray(pids))
         self.p, self.k, self.seed, self.epoch = p, k, seed, 0
+        if not 2 <= p <= len(self.groups):
+            raise ValueError(f"p = {p} identities per batch, and the data have {len(self.groups)}: "
+                             f"choose p from 2 to the number of identities")
+        if k < 2: raise ValueError(f"k = {k} images per identity: a positive pair takes at least 2")
 
     def set_epoch(self, epoch):
         "Choose the epoch that the next iteration draws."
         self.epoch = epoch
 
-    def __len__(self): return len(self.groups) // self.p
-
-    def _images(self, group, rng):
-        rounds = -(-self.k // len(group))
-        return np.concatenate([rng.permutation(group) for _ in range(rounds)])[:self.k]
+    def __len__(self): return len(self.groups)//self.p
 
     def __iter__(self):
         rng = np.random.default_rng((self.seed, self.epoch))
-        for identities in rng.permutation(len(self.groups))[:len(self)*self.p].reshape(-1, self.p):
-            yield np.concatenate([self._images(self.groups[i], rng) for i in identities]).tolist()
+        identities = rng.permutation(len(self.groups))[:len(self)*self.p]
+        for batch in identities.reshape(-1, self.p):
+            images = [_images(self.groups[i], self.k, rng) for i in batch]
+            yield np.concatenate(images).tolist()

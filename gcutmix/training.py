@@ -86,8 +86,8 @@ class Trainer:
         self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
         self.code, self.last_saved = code_version(), time.monotonic()
         if config.p % self.parts:
-            raise ValueError(f"p = {config.p} identities a batch do not divide among {self.parts} "
-                             f"processes; change p or the number of processes")
+            raise ValueError(f"p = {config.p} identities per batch do not divide among "
+                             f"{self.parts} processes; change p or the number of processes")
         if self.accelerator.is_main_process: check_writable(self.paths.result.parent)
         self.prepare(load_dataset(config.dataset, config.root))
 

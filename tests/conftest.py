@@ -32,13 +32,19 @@ runpy.run_path(shutil.which(sys.argv[0]), run_name="__main__")
 
 
 def killed_at(step, command):
-    "Run a command that trains, and kill -9 it after `step` iterations, two after its last checkpoint."
-    done = subprocess.run([sys.executable, "-c", DIES, str(step), *command], capture_output=True, text=True)
+    "Run a command that trains; kill -9 it after `step` iterations, two after its last checkpoint."
+    line = [sys.executable, "-c", DIES, str(step), *command]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes long and seldom breaks; `make test-slow`")
 
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
     "Sixteen training and eight test pedestrians, four pictures of each."
     from gcutmix.pedestrians import write_pedestrians
-    return write_pedestrians(tmp_path_factory.mktemp("data")/"people", train_ids=16, test_ids=8, images=4)
+    root = tmp_path_factory.mktemp("data")/"people"
+    return write_pedestrians(root, train_ids=16, test_ids=8, images=4)

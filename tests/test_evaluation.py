@@ -1,4 +1,4 @@
-"The evaluator against plain loops, scikit-learn and a dense re-ranking, none of which share its code."
+"The evaluator against plain loops, scikit-learn and a dense re-ranking that share no code with it."
 import inspect
 import json
 
@@ -9,17 +9,22 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from gcutmix.evaluation import average_precision, evaluate, extract_features, images_of, match_places, ranked_list, reranked, show_ranked_lists, summarize
+import gcutmix.evaluation as ev
+from gcutmix.base.pictures import show_ranked_lists
+from gcutmix.base.rerank import reranked
+from gcutmix.evaluation import (average_precision, distance_to, evaluate, extract_features,
+                                images_of, match_places, ranked_list, summarize)
 
 
 def double_loop(dist, qp, qc, gp, gc, max_rank=None):
-    """The rule, one image at a time. For each query: sort the gallery (equal distances keep their order), pass over
-    images of the same person and camera, and at each right image note hits so far / images so far."""
+    """The rule, one image at a time. For each query: sort the gallery (equal distances keep their
+    order), pass over images of the same person and camera, and at each right image note
+    hits so far / images so far."""
     aps, firsts, inps = [], [], []
     for row, pid, camid in zip(dist, qp, qc):
         seen = hits = total = last = 0
         first = None
-        for i in sorted(range(len(row)), key=lambda i: row[i]):
+        for i in sorted(range(len(row)), key=row.__getitem__):
             if gp[i] == pid and gc[i] == camid: continue
             seen += 1
             if gp[i] != pid: continue
@@ -32,7 +37,9 @@ def double_loop(dist, qp, qc, gp, gc, max_rank=None):
     return np.array(aps), np.array(firsts), np.array(inps)
 
 
-def squared(q, g): return ((q[:, None].astype(float) - g[None].astype(float))**2).sum(-1)
+def squared(q, g):
+    difference = q[:, None].astype(float) - g[None].astype(float)
+    return (difference**2).sum(-1)
 
 
 @st.composite
@@ -40,12 +47,17 @@ def problems(draw):
     Q, G, D = draw(st.integers(1, 12)), draw(st.integers(1, 30)), draw(st.integers(1, 4))
     pids, cams, high = draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.integers(1, 8))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    side = lambda n: (rng.integers(0, high, (n, D)).astype(np.float32), rng.integers(-1, pids, n), rng.integers(0, cams, n))
+    def side(n):
+        features = rng.integers(0, high, (n, D)).astype(np.float32)
+        return features, rng.integers(-1, pids, n), rng.integers(0, cams, n)
     return *side(Q), *side(G)
 
 
+ranks, chunks = st.sampled_from([None, 1, 3, 50]), st.sampled_from([1e-9, 1e-4, 5e-4, 64])
+
+
 @settings(max_examples=300, deadline=None)
-@given(problems(), st.sampled_from([None, 1, 3, 50]), st.sampled_from([1e-9, 1e-4, 5e-4, 64]), st.integers(1, 60))
+@given(problems(), ranks, chunks, st.integers(1, 60))
 def test_double_loop(six, max_rank, chunk_mb, topk):
     "Whole-number features: many ties, and distances that are exact in every order of summation."
     q, qp, qc, g, gp, gc = six
@@ -55,7 +67,8 @@ def test_double_loop(six, max_rank, chunk_mb, topk):
         return
     m = evaluate(*six, ap_max_rank=max_rank, chunk_mb=chunk_mb, topk=topk)
     np.testing.assert_allclose(m.ap, ap, rtol=1e-12)
-    np.testing.assert_allclose(m.cmc, [(first <= k).mean() for k in range(1, min(topk, len(g)) + 1)], rtol=1e-12)
+    cmc = [(first <= k).mean() for k in range(1, min(topk, len(g)) + 1)]
+    np.testing.assert_allclose(m.cmc, cmc, rtol=1e-12)
     np.testing.assert_allclose([m.mAP, m.mINP], [np.nanmean(ap), inp.mean()], rtol=1e-12)
     assert (m.num_queries, m.num_ignored) == (len(first), len(q) - len(first))
     assert m.rank1 == m.cmc[0] and (np.diff(m.ap[m.hardest_first]) >= 0).all()
@@ -67,9 +80,11 @@ def test_ranked_list(six, k):
     q, qp, qc, g, gp, gc = six
     index, right = ranked_list(*six, queries=np.arange(len(q)), k=k)
     for i, row in enumerate(squared(q, g)):
-        kept = [j for j in np.argsort(row, kind="stable") if not (gp[j] == qp[i] and gc[j] == qc[i])][:k]
-        assert index[i].tolist() == kept + [-1]*(index.shape[1] - len(kept))
-        assert right[i].tolist() == [gp[j] == qp[i] for j in kept] + [False]*(index.shape[1] - len(kept))
+        junk = (gp == qp[i]) & (gc == qc[i])
+        kept = [j for j in np.argsort(row, kind="stable") if not junk[j]][:k]
+        empty = index.shape[1] - len(kept)
+        assert index[i].tolist() == kept + [-1]*empty
+        assert right[i].tolist() == [gp[j] == qp[i] for j in kept] + [False]*empty
 
 
 def people(Q=40, G=160, D=8, P=20, seed=0, dtype=torch.float64, noise=.5):
@@ -77,7 +92,8 @@ def people(Q=40, G=160, D=8, P=20, seed=0, dtype=torch.float64, noise=.5):
     centres = torch.randn(P, D, generator=gen, dtype=dtype)
     def side(n):
         pids = torch.randint(0, P, (n,), generator=gen)
-        return centres[pids] + noise*torch.randn(n, D, generator=gen, dtype=dtype), pids, torch.randint(0, 3, (n,), generator=gen)
+        features = centres[pids] + noise*torch.randn(n, D, generator=gen, dtype=dtype)
+        return features, pids, torch.randint(0, 3, (n,), generator=gen)
     return *side(Q), *side(G)
 
 
@@ -86,23 +102,29 @@ def test_scikit_learn():
     m = evaluate(*six)
     for i in range(len(q)):
         keep = ~((gp == qp[i]) & (gc == qc[i]))
-        assert m.ap[i] == pytest.approx(average_precision_score(gp[keep] == qp[i], -(q[i] - g[keep]).square().sum(1)), abs=1e-12)
+        nearness = -(q[i] - g[keep]).square().sum(1)
+        theirs = average_precision_score(gp[keep] == qp[i], nearness)
+        assert m.ap[i] == pytest.approx(theirs, abs=1e-12)
 
 
 def test_by_hand():
     "Distances 1 to 6; junk at 1; matches at 2 and 5, so at places 1 and 4 of what is left."
     g = torch.arange(1., 7)[:, None].sqrt()
-    m = evaluate(torch.zeros(1, 1), [7], [1], g, [7, 7, 3, 4, 7, 5], [1, 2, 1, 1, 2, 2])
+    six = torch.zeros(1, 1), [7], [1], g, [7, 7, 3, 4, 7, 5], [1, 2, 1, 1, 2, 2]
+    m = evaluate(*six)
     assert m.ap.tolist() == [(1/1 + 2/4)/2] and m.mINP == 2/4 and m.cmc.tolist() == [1.]*6
-    assert evaluate(torch.zeros(1, 1), [7], [1], g, [7, 7, 3, 4, 7, 5], [1, 2, 1, 1, 2, 2], ap_max_rank=3).mAP == 1/2
+    assert evaluate(*six, ap_max_rank=3).mAP == 1/2
 
 
 def test_junk_and_distractors_do_not_count():
     q, qp, qc, g, gp, gc = people(seed=1)
     plain = evaluate(q, qp, qc, g, gp, gc)
-    junk = evaluate(q[:1], qp[:1], qc[:1], torch.cat([g, q[:1].repeat(9, 1)]), torch.cat([gp, qp[:1].repeat(9)]), torch.cat([gc, qc[:1].repeat(9)]))
+    first = q[:1], qp[:1], qc[:1]
+    nine = q[:1].repeat(9, 1), qp[:1].repeat(9), qc[:1].repeat(9)
+    junk = evaluate(*first, *map(torch.cat, zip((g, gp, gc), nine)))
     assert junk.ap[0] == pytest.approx(plain.ap[0], abs=1e-12)
-    far = torch.cat([g, g[:5] + 1e3]), torch.cat([gp, torch.zeros(5, dtype=torch.long) - 2]), torch.cat([gc, gc[:5]])
+    strangers = g[:5] + 1e3, torch.full((5,), -2), gc[:5]
+    far = map(torch.cat, zip((g, gp, gc), strangers))
     np.testing.assert_allclose(evaluate(q, qp, qc, *far).ap, plain.ap, atol=1e-12)
 
 
@@ -113,8 +135,9 @@ def test_any_float(dtype, numpy):
     q, qp, qc, g, gp, gc = people(seed=2)
     q, g = (8*q).round().to(dtype), (8*g).round().to(dtype)
     ap = double_loop(squared(q.double().numpy(), g.double().numpy()), qp, qc, gp, gc)[0]
-    as_given = (lambda x: x.numpy()) if numpy else (lambda x: x)
-    m = evaluate(as_given(q), qp.tolist(), qc.numpy().astype(np.uint8), as_given(g), tuple(gp.tolist()), gc.int())
+    if numpy: q, g = q.numpy(), g.numpy()
+    cameras = qc.numpy().astype(np.uint8)
+    m = evaluate(q, qp.tolist(), cameras, g, tuple(gp.tolist()), gc.int())
     np.testing.assert_allclose(m.ap, ap, rtol=1e-12)
 
 
@@ -135,23 +158,33 @@ def test_metrics_and_options():
     ap = double_loop(cosine.numpy(), qp, qc, gp, gc)[0]
     for options in (dict(metric="cosine"), dict(l2=True), dict(l2=True, metric="cosine")):
         np.testing.assert_allclose(evaluate(*six, **options).ap, ap, atol=1e-12)
-    assert evaluate(*six, ap_max_rank=5).mAP < evaluate(*six).mAP == evaluate(*six, ap_max_rank=len(g)).mAP
-    assert len(evaluate(*six).cmc) == 50 and len(evaluate(*six, topk=500).cmc) == len(g)
-    assert "mAP" in repr(evaluate(*six)) and json.loads(json.dumps(evaluate(*six).as_dict()))["num_queries"] == 40
+    m = evaluate(*six)
+    assert evaluate(*six, ap_max_rank=5).mAP < m.mAP == evaluate(*six, ap_max_rank=len(g)).mAP
+    assert len(m.cmc) == 50 and len(evaluate(*six, topk=500).cmc) == len(g)
+    assert "mAP" in repr(m) and json.loads(json.dumps(m.as_dict()))["num_queries"] == 40
 
 
 def test_zero_features_all_tie():
     "A dead network: everything at distance 0, so the order is the gallery's own."
     q, qp, qc, g, gp, gc = people(seed=5)
     ap = double_loop(np.zeros((len(q), len(g))), qp, qc, gp, gc)[0]
-    for metric in ("euclidean", "cosine"): np.testing.assert_allclose(evaluate(q*0, qp, qc, g*0, gp, gc, metric=metric).ap, ap, rtol=1e-12)
+    for metric in ("euclidean", "cosine"):
+        m = evaluate(q*0, qp, qc, g*0, gp, gc, metric=metric)
+        np.testing.assert_allclose(m.ap, ap, rtol=1e-12)
 
 
 @pytest.mark.parametrize("position,value,message", [
-    (0, torch.full((40, 8), torch.nan), "query features: 40 of 40 rows"), (3, torch.full((160, 8), 1e30), "too large to square"),
-    (0, torch.zeros(40), "expected floating point of shape"), (0, torch.zeros(40, 8, dtype=torch.long), "found torch.int64"),
-    (3, torch.zeros(0, 8), "N > 0"), (0, torch.zeros(40, 9), "9 dimensions, gallery features 8"), (1, [1]*39, "query_pids: .*expected 40 integers"),
-    (2, ["a"]*40, "query_camids"), (4, torch.zeros(160), "gallery_pids: found float32"), (5, torch.zeros(160, 1, dtype=torch.long), "gallery_camids"),
+    (0, torch.full((40, 8), torch.nan), "query features: 40 of 40 rows"),
+    (3, torch.full((160, 8), 1e30), "too large to square"),
+    (0, torch.zeros(40), "expected floating point of shape"),
+    (0, torch.zeros(40, 8, dtype=torch.long), "found torch.int64"),
+    (3, torch.zeros(0, 8), "N > 0"),
+    (0, torch.zeros(40, 9), "9 dimensions, gallery features 8"),
+    (0, torch.zeros(9, 8), "query_pids: .*expected 9 integers"),
+    (1, [1]*39, "query_pids: .*expected 40 integers"),
+    (2, ["a"]*40, "query_camids"),
+    (4, torch.zeros(160), "gallery_pids: found float32"),
+    (5, torch.zeros(160, 1, dtype=torch.long), "gallery_camids"),
     (4, [99]*160, "none of 40 queries has a match")])
 def test_clear_errors(position, value, message):
     six = list(people(dtype=torch.float32))
@@ -159,14 +192,22 @@ def test_clear_errors(position, value, message):
     with pytest.raises(ValueError, match=message): evaluate(*six)
 
 
-def test_unknown_metric():
-    with pytest.raises(ValueError, match="expected \"euclidean\""): evaluate(*people(), metric="l1")
+@pytest.mark.parametrize("rerank", [False, True])
+def test_unknown_metric(rerank):
+    with pytest.raises(ValueError, match="expected \"euclidean\""):
+        evaluate(*people(), metric="l1", rerank=rerank)
+
+
+def test_cut_below_the_first_place():
+    with pytest.raises(ValueError, match="ap_max_rank 0: expected 1 or more"):
+        evaluate(*people(), ap_max_rank=0)
 
 
 def test_reranking_of_a_dead_network():
     "All images at distance 0: no division by it, and no precision above 1."
     q, qp, qc, g, gp, gc = people()
-    with np.errstate(invalid="raise", divide="raise"): found = evaluate(q*0, qp, qc, g*0, gp, gc, rerank=True)
+    with np.errstate(invalid="raise", divide="raise"):
+        found = evaluate(q*0, qp, qc, g*0, gp, gc, rerank=True)
     assert (found.ap > 0).all() and (found.ap <= 1).all() and found.mINP <= 1
 
 
@@ -176,37 +217,47 @@ def dense_reranking(q, g, k1, k2, lam):
     d = squared(x, x)
     d /= d.max(1, keepdims=True)
     rank = d.argsort(1)
-    near = lambda i, k: {j for j in rank[i, :k + 1] if i in rank[j, :k + 1]}
+    def near(i, k): return {j for j in rank[i, :k + 1] if i in rank[j, :k + 1]}
     V = np.zeros_like(d)
     for i in range(len(x)):
         core = near(i, k1)
-        wide = core.union(*(s for s in (near(j, round(k1/2)) for j in core) if len(s & core) > 2/3*len(s)))
+        halves = [near(j, round(k1/2)) for j in core]
+        wide = core.union(*(s for s in halves if len(s & core) > 2/3*len(s)))
         for j in wide: V[i, j] = np.exp(-d[i, j])
         V[i] /= V[i].sum()
     V = V[rank[:, :k2]].mean(1)
-    low, high = np.minimum(V[:len(q), None], V).sum(-1), np.maximum(V[:len(q), None], V).sum(-1)
+    mine = V[:len(q), None]
+    low, high = np.minimum(mine, V).sum(-1), np.maximum(mine, V).sum(-1)
     return ((1 - lam)*(1 - low/high) + lam*d[:len(q)])[:, len(q):]
 
 
-@pytest.mark.parametrize("k1,k2,lam", [(20, 6, .3), (20, 1, .3), (5, 3, 0.), (7, 6, .9), (1, 1, .3), (20, 30, .3)])
+SETTINGS = [(20, 6, .3), (20, 1, .3), (5, 3, 0.), (7, 6, .9), (1, 1, .3), (20, 30, .3)]
+
+
+@pytest.mark.parametrize("k1,k2,lam", SETTINGS)
 def test_reranking(k1, k2, lam):
     q, qp, qc, g, gp, gc = six = people(Q=30, G=100, D=16)
-    np.testing.assert_allclose(reranked(q, g, k1, k2, lam)(torch.arange(30)), dense_reranking(q.numpy(), g.numpy(), k1, k2, lam), atol=1e-12)
-    if (k1, k2, lam) == (20, 6, .3):
-        ap = double_loop(dense_reranking(q.numpy(), g.numpy(), k1, k2, lam), qp, qc, gp, gc)[0]
-        for chunk_mb in (.001, 64): np.testing.assert_allclose(evaluate(*six, rerank=True, chunk_mb=chunk_mb).ap, ap, atol=1e-9)
+    dense = dense_reranking(q.numpy(), g.numpy(), k1, k2, lam)
+    sparse = reranked(q, g, distance_to, k1, k2, lam)(torch.arange(30))
+    np.testing.assert_allclose(sparse, dense, atol=1e-12)
+    if (k1, k2, lam) != SETTINGS[0]: return
+    ap = double_loop(dense, qp, qc, gp, gc)[0]
+    for chunk_mb in (.001, 64):
+        m = evaluate(*six, rerank=True, chunk_mb=chunk_mb)
+        np.testing.assert_allclose(m.ap, ap, atol=1e-9)
 
 
 def test_reranking_of_few_and_of_doubles():
     q, qp, qc, g, gp, gc = people(Q=3, G=6, P=2)
-    assert reranked(q, g)(torch.arange(3)).isfinite().all()
-    again = torch.cat([g, g, g])
-    assert np.isfinite(evaluate(q, qp, qc, again, gp.repeat(3), gc.repeat(3), rerank=True).mAP)
+    assert reranked(q, g, distance_to)(torch.arange(3)).isfinite().all()
+    thrice = torch.cat([g, g, g]), gp.repeat(3), gc.repeat(3)
+    assert np.isfinite(evaluate(q, qp, qc, *thrice, rerank=True).mAP)
 
 
 def test_places_and_precision():
     assert images_of(np.array([2, 9]), np.array([2, 1, 2]))[0].tolist() == [0, 2]
-    assert match_places(np.array([3., 1, 1, 1]), np.array([0, 3]), np.array([1])).tolist() == [2, 3]
+    row = np.array([3., 1, 1, 1])
+    assert match_places(row, np.array([0, 3]), np.array([1])).tolist() == [2, 3]
     assert average_precision(np.array([2, 4]), 1) == 0 and np.isnan(average_precision([]))
     assert summarize([np.array([1]), np.array([3])], topk=3).cmc.tolist() == [.5, .5, 1]
 
@@ -218,7 +269,8 @@ class Counts(nn.Module):
         self.bn, self.frozen, self.calls = nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval(), []
 
     def forward(self, x):
-        self.calls.append((len(x), self.training, self.bn.training, torch.is_inference_mode_enabled()))
+        inference = torch.is_inference_mode_enabled()
+        self.calls.append((len(x), self.training, self.bn.training, inference))
         return self.frozen(self.bn(x)).flatten(1).half()
 
 
@@ -226,16 +278,20 @@ def test_extract_features():
     images = torch.randint(0, 256, (10, 3, 8, 4), dtype=torch.uint8)
     model = Counts()
     features = extract_features(model, images, batch_size=4)
-    assert features.dtype == torch.float32 and features.shape == (10, 96) and not features.is_inference()
+    assert features.dtype == torch.float32 and features.shape == (10, 96)
+    assert not features.is_inference()
     assert model.calls == [(n, False, False, True) for n in (4, 4, 2)]
-    assert (model.training, model.bn.training, model.frozen.training) == (True, True, False) and model.bn.num_batches_tracked == 0
+    assert (model.training, model.bn.training, model.frozen.training) == (True, True, False)
+    assert model.bn.num_batches_tracked == 0
     mirrored = extract_features(model, images.flip(-1))
-    torch.testing.assert_close(extract_features(model, images, flip=True), (features + mirrored)/2, atol=2e-3, rtol=0)
+    both = extract_features(model, images, flip=True)
+    torch.testing.assert_close(both, (features + mirrored)/2, atol=2e-3, rtol=0)
 
 
 def test_extract_features_restores_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Linear(3, 3)).train()
-    with pytest.raises(RuntimeError): extract_features(model, torch.zeros(2, 3, 8, 4, dtype=torch.uint8))
+    images = torch.zeros(2, 3, 8, 4, dtype=torch.uint8)
+    with pytest.raises(RuntimeError): extract_features(model, images)
     assert all(m.training for m in model.modules())
 
 
@@ -245,15 +301,15 @@ def test_show_ranked_lists():
     index, right = np.array([[0, 3, -1]]), np.array([[True, False, False]])
     fig = show_ranked_lists(images, images, [2], index, right, ["AP"])
     assert len(fig.axes) == 4 and [len(ax.images) for ax in fig.axes] == [1, 1, 1, 0]
-    styles = [(ax.spines["left"].get_edgecolor(), ax.spines["left"].get_linestyle()) for ax in fig.axes[1:3]]
-    assert styles[0] != styles[1] and styles[0][1] != styles[1][1]
+    hit, miss = (ax.spines["left"] for ax in fig.axes[1:3])
+    assert hit.get_edgecolor() != miss.get_edgecolor()
+    assert hit.get_linestyle() != miss.get_linestyle()
     plt.close(fig)
 
 
 def test_memory_is_bounded(monkeypatch):
     "No tensor of distances is larger than `chunk_mb`."
-    import gcutmix.evaluation as ev
-    seen, distance_to = [], ev.distance_to
+    seen = []
     def spy(*args):
         to = distance_to(*args)
         def call(q, out=None):
@@ -264,25 +320,32 @@ def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(ev, "distance_to", spy)
     six = people(Q=300, G=1000)
     single = six[0].float(), *six[1:3], six[3].float(), *six[4:]
-    for more, size in ((single, 4), ((six[0].double(), *single[1:]), 8)): # the wider type decides
+    mixed = six[0].double(), *single[1:]
+    for more, size in ((single, 4), (mixed, 8)): # the wider type decides
         seen.clear()
         evaluate(*more, chunk_mb=.1)
-        assert len(seen) == -(-300//(int(.1*2**20)//(size*1000))) and max(seen) <= .1*2**20
+        rows = int(.1*2**20)//(size*1000)
+        assert len(seen) == -(-300//rows) and max(seen) <= .1*2**20
 
 
 def test_console_script_options():
-    from gcutmix.evaluation import gcutmix_evaluate
-    assert {"model", "dataset", "root", "out", "flip", "l2", "metric", "ap_max_rank", "rerank"} <= set(inspect.signature(gcutmix_evaluate).parameters)
+    from gcutmix.commands import gcutmix_evaluate
+    options = set(inspect.signature(gcutmix_evaluate).parameters)
+    assert {"model", "dataset", "root", "out"} <= options
+    assert {"flip", "l2", "metric", "ap_max_rank", "rerank"} <= options
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda():
     q, qp, qc, g, gp, gc = people(seed=6)
     q, g = (8*q).round().float(), (8*g).round().float()
-    ap = evaluate(q, qp, qc, g, gp, gc).ap
-    for device, query in (("cuda", q), (None, q.cuda())): np.testing.assert_allclose(evaluate(query, qp.cuda(), qc, g, gp, gc, device=device).ap, ap, rtol=1e-12)
-    again = [evaluate(q, qp, qc, g, gp, gc, rerank=True, device=d).mAP for d in ("cpu", "cuda")]
-    assert again[0] == pytest.approx(again[1], abs=1e-3)
+    six = q, qp, qc, g, gp, gc
+    ap = evaluate(*six).ap
+    for device, query in (("cuda", q), (None, q.cuda())):
+        m = evaluate(query, qp.cuda(), qc, g, gp, gc, device=device)
+        np.testing.assert_allclose(m.ap, ap, rtol=1e-12)
+    slow, fast = (evaluate(*six, rerank=True, device=device).mAP for device in ("cpu", "cuda"))
+    assert slow == pytest.approx(fast, abs=1e-3)
     images = torch.randint(0, 256, (10, 3, 8, 4), dtype=torch.uint8)
     assert extract_features(nn.Flatten(), images, device="cuda").device.type == "cpu"
     assert extract_features(Counts().cuda(), images).device.type == "cpu"

@@ -1,4 +1,5 @@
-"The method against code that we did not write: captum, grad-cam, torchcam, pytorch-metric-learning; and against properties."
+"""The method against code that we did not write: captum, grad-cam, torchcam,
+pytorch-metric-learning; and against properties."""
 import numpy as np
 import pytest
 import torch
@@ -6,8 +7,11 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from gcutmix.blocks import block_mask, block_scores
-from gcutmix.cutmix import batch_dropblock, feature_cutmix, partner_matrix, sample_partners
-from gcutmix.gradcam import grad_cam, pooled_grad_cam
+from gcutmix.config import Options
+from gcutmix.cutmix import (attention, batch_dropblock, blind_drop, feature_cutmix, guided_cutmix,
+                            guided_mask, mix, partner_matrix, sample_partners)
+from gcutmix.gradcam import class_activation_map, grad_cam, pooled_grad_cam
+from gcutmix.images import keyed_generator
 from gcutmix.losses import batch_hard_triplet
 from gcutmix.model import BACKBONES, create_backbone, create_model
 from gcutmix.samplers import PKSampler
@@ -28,9 +32,13 @@ def branch(request):
     return create_model("G", 10, request.param, dim=32).eval()
 
 
+def by_autograd(step, labels):
+    return grad_cam(step.features, step.logits.gather(1, labels[:, None])[:, 0])
+
+
 def our_map(model, images, labels):
     step, = model.steps(images, labels)
-    return grad_cam(step.features, step.logits.gather(1, labels[:, None])[:, 0])
+    return by_autograd(step, labels)
 
 
 @pytest.fixture
@@ -42,8 +50,10 @@ def batch():
 def test_equals_captum(branch, batch):
     from captum.attr import LayerGradCam
     net = GlobalBranch(branch).eval()
-    theirs = LayerGradCam(net, net.backbone).attribute(batch[0], target=batch[1], relu_attributions=True)[:, 0]
-    torch.testing.assert_close(our_map(branch, *batch), theirs.detach(), rtol=1e-4, atol=1e-6)
+    images, labels = batch
+    cam = LayerGradCam(net, net.backbone)
+    theirs = cam.attribute(images, target=labels, relu_attributions=True)[:, 0].detach()
+    torch.testing.assert_close(our_map(branch, *batch), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_equals_torchcam(branch, batch):
@@ -52,7 +62,8 @@ def test_equals_torchcam(branch, batch):
     with GradCAM(net, target_layer=net.backbone) as cam:
         scores = net(batch[0].clone().requires_grad_())
         theirs, = cam(batch[1].tolist(), scores, normalized=False)
-    torch.testing.assert_close(our_map(branch, *batch), theirs.detach().relu(), rtol=1e-4, atol=1e-6)
+    theirs = theirs.detach().relu()
+    torch.testing.assert_close(our_map(branch, *batch), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_equals_grad_cam(branch, batch):
@@ -60,12 +71,16 @@ def test_equals_grad_cam(branch, batch):
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     net = GlobalBranch(branch).eval()
+    targets = [ClassifierOutputTarget(int(y)) for y in batch[1]]
     with GradCAM(model=net, target_layers=[net.backbone]) as cam:
-        theirs = cam(input_tensor=batch[0], targets=[ClassifierOutputTarget(int(y)) for y in batch[1]])
+        theirs = cam(input_tensor=batch[0], targets=targets)
+
     def scaled(x):
         x = x - x.amin((-2, -1), keepdim=True)
         return x / (1e-7 + x.amax((-2, -1), keepdim=True))
-    ours = nn.functional.interpolate(scaled(our_map(branch, *batch))[:, None], (96, 32), mode="bilinear")[:, 0]
+
+    ours = scaled(our_map(branch, *batch))[:, None]
+    ours = nn.functional.interpolate(ours, (96, 32), mode="bilinear")[:, 0]
     np.testing.assert_allclose(scaled(ours).numpy(), theirs, atol=1e-4)
 
 
@@ -82,20 +97,23 @@ def test_the_three_ways_choose_the_same_blocks(pool, training):
     on_map = grad_cam(features, score)
     torch.testing.assert_close(pooled_grad_cam(features, pooled, score), on_map)
     if not training:
-        from gcutmix.gradcam import class_activation_map
-        closed = class_activation_map(features, model.heads[1].score_gradient(pooled, embedding, labels)/192)
+        gradient = model.heads[1].score_gradient(pooled, embedding, labels)
+        closed = class_activation_map(features, gradient/192)
         torch.testing.assert_close(closed, on_map)
         for k in range(1, 32): assert torch.equal(block_mask(closed, k), block_mask(on_map, k))
 
 
-maps = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(1, 4), st.integers(0, 10_000))
+few, small = st.integers(1, 4), st.integers(1, 6)
+maps = st.tuples(few, small, small, few, few, st.integers(0, 10_000))
+modes = st.sampled_from(["negative", "positive", "any"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(maps)
 def test_masks_cut_the_k_best_blocks_with_ties_by_index(sizes):
     n, rows, cols, bh, bw, seed = sizes
-    cam = torch.randint(0, 3, (n, rows*bh, cols*bw), generator=torch.Generator().manual_seed(seed)).float()
+    rng = torch.Generator().manual_seed(seed)
+    cam = torch.randint(0, 3, (n, rows*bh, cols*bw), generator=rng).float()
     scores = block_scores(cam, (bh, bw)).flatten(1)
     k = seed % (rows*cols + 1)
     mask = block_mask(cam, k, (bh, bw))
@@ -107,12 +125,13 @@ def test_masks_cut_the_k_best_blocks_with_ties_by_index(sizes):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 4), min_size=2, max_size=20), st.sampled_from(["negative", "positive", "any"]), st.integers(0, 1000))
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=20), modes, st.integers(0, 1000))
 def test_partners_are_who_they_should_be(pids, mode, seed):
     pids = torch.tensor(pids)
     allowed = partner_matrix(pids, mode)
     if not allowed.any(1).all():
-        with pytest.raises(ValueError, match=f"no {mode} partner"): sample_partners(pids, mode)
+        with pytest.raises(ValueError, match=f"no {mode} partner"):
+            sample_partners(pids, mode)
         return
     partners = sample_partners(pids, mode, torch.Generator().manual_seed(seed))
     assert (partners != torch.arange(len(pids))).all()
@@ -129,13 +148,15 @@ def test_triplet_equals_pytorch_metric_learning(pids, seed):
     from pytorch_metric_learning.reducers import MeanReducer
     plain = LpDistance(normalize_embeddings=False)
     theirs = TripletMarginLoss(margin=0, smooth_loss=True, distance=plain, reducer=MeanReducer())
-    pids, vectors = torch.tensor(pids), torch.randn(len(pids), 6, generator=torch.Generator().manual_seed(seed))
+    rng = torch.Generator().manual_seed(seed)
+    pids, vectors = torch.tensor(pids), torch.randn(len(pids), 6, generator=rng)
     a, b = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
     same = pids[:, None] == pids
     if not ((same.sum(1) > 1) & (~same).any(1)).any():
         with pytest.raises(ValueError, match="no triplet"): batch_hard_triplet(a, pids)
         return
-    ours, witness = batch_hard_triplet(a, pids), theirs(b, pids, BatchHardMiner(distance=plain)(b, pids))
+    mined = BatchHardMiner(distance=plain)(b, pids)
+    ours, witness = batch_hard_triplet(a, pids), theirs(b, pids, mined)
     torch.testing.assert_close(ours, witness)
     ours.backward(), witness.backward()
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
@@ -147,6 +168,89 @@ def test_mixing_equals_the_weighted_sum_of_eq_3():
     torch.testing.assert_close(feature_cutmix(a, b, mask), mask*a + (1 - mask)*b)
 
 
+@pytest.fixture
+def crowd():
+    "Eight people with two pictures each."
+    torch.manual_seed(1)
+    return torch.randn(16, 3, 96, 32), torch.arange(8).repeat_interleave(2)
+
+
+@pytest.mark.parametrize("cam_grad, training",
+                         [("sample", False), ("batch", False), ("batch", True)])
+def test_guided_mask_is_the_block_mask_of_grad_cam(cam_grad, training, crowd):
+    torch.manual_seed(0)
+    images, labels = crowd
+    model = create_model("PC2", 8, "tiny", dim=16, cam_grad=cam_grad).train(training)
+    for step in model.steps(images, labels, keyed_generator(0)):
+        cam = by_autograd(step, labels)
+        torch.testing.assert_close(attention(step, labels, cam_grad), cam)
+        assert torch.equal(guided_mask(step, labels, model.options), block_mask(cam, 8))
+
+
+def test_branches_see_what_the_step_before_decides(crowd):
+    "The masks of a forward pass, again by hand; accumulated, AC2 keeps what AC1 got."
+    torch.manual_seed(0)
+    images, labels = crowd
+    model = create_model("PC2", 8, "tiny", dim=16)
+    for options, blocks in ((Options(dim=16), 8), (Options(dim=16, accumulate=True), 16)):
+        model.options = options
+        _, first, second = steps = model.steps(images, labels, keyed_generator(0))
+        for before, step in zip(steps, steps[1:]):
+            assert torch.equal(step.mask, guided_mask(before, labels, options))
+        assert ((first.mask == 0).sum((1, 2, 3)) == 8*6).all()
+        assert ((second.mask == 0).sum((1, 2, 3)) == blocks*6).all()
+    assert (second.mask <= first.mask).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=12), modes, st.booleans(),
+       st.integers(0, 99))
+def test_hidden_cells_come_from_one_allowed_partner(pids, mode, detach, seed):
+    "A map that says in each cell which image it belongs to."
+    labels = torch.tensor(pids)
+    allowed = partner_matrix(labels, mode)
+    if not allowed.any(1).all(): return
+    mask = (torch.rand(len(pids), 1, 6, 4, generator=keyed_generator(seed)) > .5).float()
+    whose = torch.arange(len(pids)).view(-1, 1, 1, 1)*torch.ones(len(pids), 1, 6, 4)
+    whose.requires_grad_()
+    options = Options(partner=mode, detach_partner=detach)
+    mixed = mix(whose, mask, labels, keyed_generator(seed), options)
+    for i, (row, seen) in enumerate(zip(mixed.detach()[:, 0], mask[:, 0] == 1)):
+        assert (row[seen] == i).all()
+        hidden = row[~seen].long().unique()
+        assert len(hidden) <= 1 and allowed[i, hidden].all()
+    gradient, = torch.autograd.grad(mixed.sum(), whose)
+    if detach: assert torch.equal(gradient, mask)
+    else: assert gradient.sum() == mask.numel()
+
+
+def test_interferences_are_their_parts(crowd):
+    images, labels = crowd
+    model = create_model("PC2", 8, "tiny", dim=16).eval()
+    with torch.no_grad(): G, AC1, _ = model.steps(images)
+    features, options = AC1.features, model.options
+    mixed, mask = guided_cutmix(features, G, labels, keyed_generator(0), options)
+    assert torch.equal(mask, guided_mask(G, labels, options))
+    assert torch.equal(mixed, mix(features, mask, labels, keyed_generator(0), options))
+    dropped, none = blind_drop(features, G, None, keyed_generator(0), options)
+    assert torch.equal(dropped, batch_dropblock(features, generator=keyed_generator(0)))
+    assert none is None
+
+
+@pytest.mark.parametrize("cam_grad", ["sample", "batch"])
+def test_looking_without_labels_is_an_error(cam_grad, crowd):
+    model = create_model("PC2", 8, "tiny", dim=16, cam_grad=cam_grad)
+    with pytest.raises(ValueError, match="pass the labels"): model(crowd[0])
+
+
+@pytest.mark.parametrize("options, blocks", [(dict(k=32), 32), (dict(k=16, accumulate=True), 32),
+                                             (dict(k=2, block=(12, 8)), 2)])
+def test_blocks_that_fill_the_map_are_an_error(options, blocks, crowd):
+    model = create_model("PC2", 8, "tiny", dim=16, **options)
+    with pytest.raises(ValueError, match=f"k = {blocks} blocks of .* are the whole 24x8 map"):
+        model(*crowd, keyed_generator(0))
+
+
 def test_dropblock_takes_a_third():
     dropped = batch_dropblock(torch.ones(2, 3, 12, 4), generator=torch.Generator().manual_seed(0))
     assert (dropped == 0).float().mean() == pytest.approx(1/3)
@@ -155,18 +259,21 @@ def test_dropblock_takes_a_third():
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_backbones_keep_a_large_map(name):
     h, w = (24, 8) if name == "tiny" else (6, 2)
-    with torch.inference_mode(): assert create_backbone(name).eval()(torch.zeros(1, 3, 96, 32)).shape[2:] == (h, w)
+    backbone = create_backbone(name).eval()
+    with torch.inference_mode(): assert backbone(torch.zeros(1, 3, 96, 32)).shape[2:] == (h, w)
 
 
 def test_blocks_that_do_not_divide_the_map_are_an_error_in_training():
-    model = create_model("PC2", 8, "resnet18", dim=16) # a 96x32 image gives a 6x2 map; 4x2 blocks do not divide it
-    model.options = type(model.options)(dim=16, block=(4, 2), k=1)
+    # a 96x32 image gives a 6x2 map; 4x2 blocks do not divide it
+    model = create_model("PC2", 8, "resnet18", dim=16, block=(4, 2), k=1)
     with pytest.raises(ValueError, match="6x2 map cannot be cut into blocks of 4x2"):
         model(torch.randn(8, 3, 96, 32), torch.arange(4).repeat_interleave(2))
 
 
 def test_one_identity_is_an_error():
-    with pytest.raises(ValueError, match="no negative partner"): create_model("PC2", 8, "tiny")(torch.randn(4, 3, 96, 32), torch.zeros(4, dtype=torch.long))
+    model, labels = create_model("PC2", 8, "tiny"), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="no negative partner"):
+        model(torch.randn(4, 3, 96, 32), labels)
     with pytest.raises(ValueError, match="no triplet"): batch_hard_triplet(torch.randn(4, 8), [3]*4)
     with pytest.raises(ValueError, match="the data have 1"): PKSampler([3]*4)
 
@@ -175,4 +282,5 @@ def test_paper_counts():
     "Design figures of the paper's network: 32.3 million parameters with three heads on CUHK03."
     model = create_model("PC2", 767)
     assert sum(p.numel() for p in model.parameters())/1e6 == pytest.approx(32.3, abs=.05)
-    with torch.inference_mode(): assert model.eval()(torch.zeros(1, 3, 384, 128)).shape == (1, 1536)
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(1, 3, 384, 128)).shape == (1, 1536)

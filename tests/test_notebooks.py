@@ -10,29 +10,79 @@ import pytest
 
 from conftest import ROOT
 
-NOTEBOOKS = sorted(path.name for path in (ROOT/"nbs").glob("[!_]*.ipynb"))
+NBS, PACKAGE = ROOT/"nbs", ROOT/"gcutmix"
+NOTEBOOKS = sorted(str(path.relative_to(NBS)) for path in NBS.rglob("[!_]*.ipynb")
+                   if ".ipynb_checkpoints" not in path.parts)
+PARTS = {"main line": range(11), "use it": range(11, 20), "study": range(20, 30),
+         "rivals": range(30, 40), "workshop": range(40, 60), "speed": range(60, 70)}
+# about words, so there is nothing to draw
+WITHOUT_FIGURE = ("45_console.ipynb", "54_commands.ipynb", "55_devices.ipynb")
 
 
 def run(*command, cwd=ROOT, **env):
     "Run a command; its output is shown where it fails."
-    done = subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    done = subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True,
+                          timeout=900)
+    said = done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{said}"
     return done.stdout
 
 
-def cells(name): return json.loads((ROOT/"nbs"/name).read_text())["cells"]
+def cells(name): return json.loads((NBS/name).read_text())["cells"]
 
 
-def test_no_notebook_is_missing():
-    numbers = [name[:2] for name in NOTEBOOKS if name != "index.ipynb"]
-    assert numbers == [f"{n:02d}" for n in range(16)]
+def source(cell): return "".join(cell["source"])
+
+
+def number(name): return int(re.match(r"\d\d", name)[0])
+
+
+def exports(name):
+    "The module that a notebook exports, with dots; None if it exports none."
+    lines = "\n".join(source(cell) for cell in cells(name) if cell["cell_type"] == "code")
+    found = re.findall(r"^#\| default_exp (\S+)$", lines, flags=re.M)
+    return found[0] if found else None
+
+
+def test_the_main_line_is_whole_and_every_chapter_has_a_part():
+    numbered = [name for name in NOTEBOOKS if name != "index.ipynb"]
+    assert [number(name) for name in numbered][:11] == list(PARTS["main line"])
+    assert "10_train_cuhk03.ipynb" in NOTEBOOKS
+    known = {n for part in PARTS.values() for n in part}
+    assert {number(name) for name in numbered} <= known
+    assert len({number(name) for name in numbered}) == len(numbered)
+
+
+def test_every_module_has_one_chapter():
+    modules = [str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
+               for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "_modidx.py")]
+    assert sorted(filter(None, map(exports, NOTEBOOKS))) == sorted(modules)
+
+
+def test_wings_stand_in_their_parts():
+    wings = {"study": "study", "bench": "speed", "base": "workshop", "drawn": "workshop",
+             "rivals": "rivals"}
+    for name in NOTEBOOKS:
+        wing = (exports(name) or "").split(".")[0]
+        if wing in wings: assert number(name) in PARTS[wings[wing]], name
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, tmp_path):
-    "nbdev_test, which leaves out cells with the flags of settings.ini. A process each, so that no state leaks."
-    out = run("nbdev_test", "--path", f"nbs/{name}", "--n_workers", "0", "--do_print", MPLBACKEND="Agg",
-              TMPDIR=str(tmp_path))
+    "nbdev_test, without cells flagged in settings.ini; a process each, so that no state leaks."
+    out = run("nbdev_test", "--path", f"nbs/{name}", "--n_workers", "0", "--do_print",
+              MPLBACKEND="Agg", TMPDIR=str(tmp_path))
+    assert "Success" in out, out
+
+
+SLOW = [name for name in NOTEBOOKS if "#| slow" in (NBS/name).read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_notebook_runs_with_its_slow_cells(name, tmp_path):
+    out = run("nbdev_test", "--path", f"nbs/{name}", "--n_workers", "0", "--do_print", "--flags",
+              "slow", MPLBACKEND="Agg", TMPDIR=str(tmp_path))
     assert "Success" in out, out
 
 
@@ -44,35 +94,73 @@ def test_notebook_is_fit_to_be_read(name):
     code = [cell for cell in found if cell["cell_type"] == "code"]
     assert any(cell["outputs"] for cell in code), "no saved outputs; execute the notebook"
     text = json.dumps([cell["outputs"] for cell in code])
-    assert not re.search(r'"output_type": "error"|"name": "stderr"|/home/|/root/|/tmp/|site-packages', text)
-    drawn = [cell for cell in code if any(key.startswith("image/") for out in cell["outputs"] for key in out.get("data", {}))]
-    assert drawn, "not one figure"
+    private = r'"output_type": "error"|"name": "stderr"|/home/|/root/|/tmp/|/work/|site-packages'
+    assert not re.search(private, text)
+    kinds = {kind for cell in code for out in cell["outputs"] for kind in out.get("data", {})}
+    drawn = any(kind.startswith("image/") for kind in kinds)
+    assert drawn != (name in WITHOUT_FIGURE), "not one figure"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_chapters_are_called_by_their_names(name):
+    "Numbers change when a chapter comes in between."
+    for cell in cells(name):
+        assert not re.search(r"\b[Cc]hapters? \d|\b[Aa]ppendix \d", source(cell)), source(cell)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_code_is_narrow(name):
+    for cell in cells(name):
+        if cell["cell_type"] == "code":
+            assert not [line for line in source(cell).splitlines() if len(line) > 100]
+
+
+LEFT_OUT = shutil.ignore_patterns(".venv", ".git", "runs", "data", "build", "dist", "local",
+                                  "results", "__pycache__", ".hypothesis", ".pytest_cache")
+
+
+def texts(package):
+    return {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+
+
+def exported(copy):
+    "What nbdev_export makes in a copy whose modules, in all wings, were deleted."
+    for path in (copy/"gcutmix").rglob("*.py"):
+        if path.name != "__init__.py": path.unlink()
+    run("nbdev_export", cwd=copy)
+    return texts(copy/"gcutmix")
 
 
 def test_package_and_notebooks_are_in_sync(tmp_path):
     "Export everything anew elsewhere: the same modules, letter by letter."
-    copy = tmp_path/"copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "data", "build", "dist", "__pycache__", ".hypothesis"))
-    modules = {path.name: path.read_text() for path in (copy/"gcutmix").glob("*.py")}
-    for path in (copy/"gcutmix").glob("*.py"):
-        if path.name != "__init__.py": path.unlink()
-    run("nbdev_export", cwd=copy)
-    assert {path.name: path.read_text() for path in (copy/"gcutmix").glob("*.py")} == modules
+    shutil.copytree(ROOT, tmp_path/"copy", ignore=LEFT_OUT)
+    before = texts(tmp_path/"copy"/"gcutmix")
+    assert {path.split("/")[0] for path in before} >= {"base", "study", "bench", "model.py"}
+    assert exported(tmp_path/"copy") == before
 
 
 def test_notebooks_are_clean(tmp_path):
     "nbdev_clean would change nothing."
+    for name in NOTEBOOKS: shutil.copy(NBS/name, tmp_path/name)
+    code = "import sys; from nbdev.clean import nbdev_clean; [nbdev_clean(f) for f in sys.argv[1:]]"
+    run(sys.executable, "-c", code, *(tmp_path/name for name in NOTEBOOKS))
     for name in NOTEBOOKS:
-        shutil.copy(ROOT/"nbs"/name, tmp_path/name)
-        run(sys.executable, "-c", f"from nbdev.clean import nbdev_clean; nbdev_clean({str(tmp_path/name)!r})")
-        assert (tmp_path/name).read_text() == (ROOT/"nbs"/name).read_text(), f"{name}: run nbdev_clean"
+        assert (tmp_path/name).read_text() == (NBS/name).read_text(), f"{name}: run nbdev_clean"
 
 
 def test_readme_is_the_index():
     run(sys.executable, ".ci/readme.py", "--check")
 
 
-def test_links_lead_somewhere():
-    for name in NOTEBOOKS:
-        text = "".join("".join(cell["source"]) for cell in cells(name) if cell["cell_type"] == "markdown")
-        for target in re.findall(r"\]\(([\w./-]+\.ipynb)\)", text): assert (ROOT/"nbs"/target).exists(), (name, target)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_links_lead_somewhere(name):
+    text = "\n".join(source(cell) for cell in cells(name) if cell["cell_type"] == "markdown")
+    for target in re.findall(r"\]\(([\w./-]+\.ipynb)\)", text):
+        assert ((NBS/name).parent/target).exists(), target
+
+
+def test_notebook_10_was_saved_with_drawn_people():
+    "Nobody's pictures but the embedded ones are in the repository."
+    text = json.dumps([cell.get("outputs", []) for cell in cells("10_train_cuhk03.ipynb")])
+    assert "pedestrians: tiny at 96x32" in text
+    assert "pictures of real people" not in text

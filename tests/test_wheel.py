@@ -1,6 +1,8 @@
-"The built wheel, alone in an empty environment outside the repository, trains on pedestrians."
+"""The built wheel, alone in an empty environment outside the repository, trains on pedestrians,
+with the newest fastcore, and says which extra brings what it lacks."""
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -10,39 +12,75 @@ import pytest
 from conftest import ROOT
 
 
-def run(*command, cwd):
+def attempt(*command, cwd):
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=1200)
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=1200)
+
+
+def run(*command, cwd):
+    done = attempt(*command, cwd=cwd)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    "Built from the sdist, as pip does."
     out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", out, ROOT, cwd=out) # an sdist, and the wheel from the sdist
+    run(sys.executable, "-m", "build", "--outdir", out, ROOT, cwd=out)
     return next(out.glob("*.whl"))
+
+
+def metadata(wheel, file):
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(f"dist-info/{file}"))
+        return archive.read(name).decode()
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "gcutmix/gradcam.py" in names
+    assert {"gcutmix/gradcam.py", "gcutmix/study/tables.py", "gcutmix/base/files.py"} <= set(names)
     assert all(name.startswith(("gcutmix/", "gcutmix-")) for name in names)
     assert not any(name.endswith((".ipynb", ".png", ".jpg")) for name in names)
+
+
+def test_wheel_asks_for_little(wheel):
+    start = "Requires-Dist: "
+    lines = [line.removeprefix(start) for line in metadata(wheel, "METADATA").splitlines()
+             if line.startswith(start) and "extra ==" not in line]
+    names = {line.split(">")[0].split("<")[0].strip() for line in lines}
+    assert names == {"torch", "torchvision", "numpy", "fastcore", "accelerate", "safetensors",
+                     "tqdm", "pillow", "filelock"}
+    assert "fastcore<3,>=1.5" in lines
+
+
+def test_every_extra_is_there(wheel):
+    text = metadata(wheel, "METADATA")
+    assert {f"Provides-Extra: {name}" for name in ("study", "bench", "raw", "dev")} <= set(
+        text.splitlines())
 
 
 def test_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path/"env", cwd=tmp_path)
     bin = tmp_path/"env"/"bin"
-    run(bin/"python", "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
+    run(bin/"python", "-m", "pip", "install", "--quiet", wheel, "fastcore>=2", cwd=tmp_path)
     where = run(bin/"python", "-c", "import gcutmix; print(gcutmix.__file__)", cwd=tmp_path)
     assert str(tmp_path) in where
     run(bin/"gcutmix_pedestrians", "people", "--ids", 16, "--images", 4, cwd=tmp_path)
-    run(bin/"gcutmix_train", "--preset", "demo", "--dataset", "pedestrians", "--root", "people", "--p", 8, "--epochs", 2, "--warmup", 1,
-        "--decay_at", "1,2", cwd=tmp_path)
-    assert "0 of 12 runs" in run(bin/"gcutmix_reproduce", "--data-root", "people", "--budget", 0, cwd=tmp_path)
+    # as stored in result files, with underscores: fastcore 2 would take dashes only
+    stored = json.loads((ROOT/"results"/"pedestrians"/"PC2-tiny-s0.json").read_text())["command"]
+    small = shlex.split("--root people --p 8 --epochs 2 --warmup 1 --decay_at 1,2")
+    run(bin/shlex.split(stored)[0], *shlex.split(stored)[1:], *small, cwd=tmp_path)
+    nothing = shlex.split("--data-root people --budget 0")
+    assert "0 of 12 runs" in run(bin/"gcutmix_reproduce", *nothing, cwd=tmp_path)
     result = json.loads((tmp_path/"runs"/"PC2-tiny-s0.json").read_text())
     assert result["iterations"] == 4 and 0 < result["metrics"]["mAP"] < 1
-    assert result["code"] == "0.1.0"
-    out = run(bin/"gcutmix_evaluate", "runs/PC2-tiny-s0.safetensors", "--root", "people", cwd=tmp_path)
+    assert result["code"] == metadata(wheel, "METADATA").split("\nVersion: ")[1].split()[0]
+    network = "runs/PC2-tiny-s0.safetensors"
+    out = run(bin/"gcutmix_evaluate", network, "--root", "people", cwd=tmp_path)
     assert f"{100*result['metrics']['rank1']:.1f}" in out
+    for command, extra in (("gcutmix_tables", "study"), ("gcutmix_bench", "bench")):
+        done = attempt(bin/command, cwd=tmp_path)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert f"pip install 'gcutmix[{extra}]'" in done.stderr

@@ -30,7 +30,8 @@ def write_atomically(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        with open(part, "rb+") as file: os.fsync(file.fileno()) # on the disk before the old one goes
+        # on the disk before the old one goes
+        with open(part, "rb+") as file: os.fsync(file.fileno())
         os.replace(part, path)
     # a full disk, as Python, torch.save and safetensors tell it
     except (OSError, RuntimeError, SafetensorError) as error:

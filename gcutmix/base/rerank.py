@@ -9,16 +9,19 @@ __all__ = ['mutual_neighbours', 'neighbourhood', 'reranked']
 import numpy as np
 import torch
 
-# %% ../../nbs/50_reranking.ipynb #13f97b2b
-def _nearest(x, k, distance_to, rows=256):
+# %% ../../nbs/50_reranking.ipynb #d4ebd8fa
+def _nearest(x, k, distance_to):
+    "(N,k) the nearest of each image, itself first, and (N,) its largest distance."
     to, nearest, farthest = distance_to(x), [], []
-    for i in torch.arange(len(x)).split(rows):
+    for i in torch.arange(len(x)).split(256):
         d = to(x[i])
-        d[torch.arange(len(i)), i] = -1 # itself first, also where an image is there twice
+        d[torch.arange(len(i)), i] = -1 # itself first, even if an image is there twice
         nearest.append(d.topk(min(k, len(x)), largest=False).indices)
-        farthest.append(d.amax(1).clamp(min=torch.finfo(d.dtype).tiny)) # 0 where all images are equal
+        least = torch.finfo(d.dtype).tiny # if all images are equal, the largest distance is 0
+        farthest.append(d.amax(1).clamp(min=least))
     return torch.cat(nearest).numpy(force=True), torch.cat(farthest).numpy(force=True)
 
+# %% ../../nbs/50_reranking.ipynb #13f97b2b
 def mutual_neighbours(
     nearest, # (N,k+1 or more) the nearest of each image, itself first
     k,       # how many
@@ -33,9 +36,10 @@ def neighbourhood(core, half):
 
 # %% ../../nbs/50_reranking.ipynb #3612f71d
 def _weights(x, farthest, i, members):
-    "Step 2 before the averaging."
+    "The weights of image i over its neighbourhood, before the averaging."
     members = np.array(sorted(members))
-    w = np.exp(-(x[members] - x[i]).square().sum(1).numpy(force=True)/farthest[i])
+    distance = (x[members] - x[i]).square().sum(1).numpy(force=True)
+    w = np.exp(-distance/farthest[i])
     return members, w/w.sum()
 
 def _average(vectors):
@@ -43,8 +47,9 @@ def _average(vectors):
     columns, at = np.unique(columns, return_inverse=True)
     return columns, np.bincount(at, w)/len(vectors)
 
+# %% ../../nbs/50_reranking.ipynb #cbc5f5ac
 def _overlap_with(vectors, size):
-    "A function from one sparse vector to its sums of minima with all `vectors`; `size` numbers each."
+    "A function from a sparse vector to its sums of minima with all `vectors`; `size` numbers each."
     rows = np.repeat(np.arange(len(vectors)), [len(c) for c, _ in vectors])
     columns, weights = map(np.concatenate, zip(*vectors))
     order = np.argsort(columns, kind="stable")
@@ -59,15 +64,15 @@ def _overlap_with(vectors, size):
 
 # %% ../../nbs/50_reranking.ipynb #6f6e1836
 def reranked(
-    query,   # (Q,D)
-    gallery, # (G,D)
-    distance_to, # from a gallery to a function from queries to distances, as `evaluation.distance_to`
-    k1=20,   # neighbours
-    k2=6,    # images to average over
-    lam=.3,  # share of the old distance
+    query,       # (Q,D)
+    gallery,     # (G,D)
+    distance_to, # from a gallery to a function from queries to squared Euclidean distances
+    k1=20,       # neighbours
+    k2=6,        # images to average over
+    lam=.3,      # share of the old distance
 ):
-    """A function from query indices to re-ranked distances (n,G), after Zhong et al., CVPR 2017, on squared Euclidean
-    distances. It compares all (Q+G)^2 pairs once, a chunk at a time; only sparse vectors are kept."""
+    """A function from query indices to re-ranked distances (n,G), after Zhong et al., CVPR 2017.
+    It compares all (Q+G)^2 pairs once, a chunk at a time, and keeps only sparse vectors."""
     x, Q = torch.cat([query, gallery]), len(query)
     nearest, farthest = _nearest(x, max(k1 + 1, k2), distance_to)
     full, half = (mutual_neighbours(nearest, k) for k in (k1, round(k1/2)))
