@@ -107,13 +107,13 @@ def door(load):
 @door
 def gcutmix_tables():
     with extra("study"):
-        from gcutmix.study.figures import gcutmix_tables
+        from gcutmix.study.report import gcutmix_tables
     return gcutmix_tables
 
 @door
 def gcutmix_demo():
     with extra("study"):
-        from gcutmix.study.figures import gcutmix_demo
+        from gcutmix.study.report import gcutmix_demo
     return gcutmix_demo
 
 @door
