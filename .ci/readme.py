@@ -10,7 +10,7 @@ PICTURES = ROOT/"nbs"/"images"
 
 
 def output_text(output, pictures):
-    "Markdown of one output; pictures, with their alternative texts, are collected under file names."
+    "Markdown of one output; pictures, with alternative texts, are collected under file names."
     data = output.get("data", {})
     if "image/png" in data:
         name = f"index-{len(pictures) + 1}.png"

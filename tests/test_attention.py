@@ -19,7 +19,7 @@ from gcutmix.images import load_images, normalize
 from gcutmix.model import create_model, save_model
 from gcutmix.pedestrians import scene_of, write_pedestrians
 from gcutmix.study.attention import attention_table, gcutmix_attention, measure, open_network
-from gcutmix.study.cues import (SCENE, by_variant, coverage, cue_cells, cue_shares, drop_cues,
+from gcutmix.study.cues import (SCENE, by_variant, check_recipes, coverage, cue_cells, cue_shares, drop_cues,
                                 redraw)
 from gcutmix.study.exhibits import (plot_attention, plot_cues, plot_mix, plot_occlusion,
                                     plot_ranked)
@@ -349,3 +349,12 @@ def test_a_cue_that_no_picture_has_and_a_branch_without_maps(result):
     heights = np.array([bar.get_height() for bar in ax.patches]).reshape(3, -1)
     assert len(ax.get_xticks()) == heights.shape[1] == len(SCENE) - 1
     assert np.isnan(heights[1]).all() and not np.isnan(heights[[0, 2]]).any()
+
+
+def test_a_setting_that_came_later_does_not_part_old_from_new():
+    old = dict(recipe=dict(variant="G", seed=0))
+    new = dict(recipe=dict(variant="G", seed=1, random_erasing=0.))
+    check_recipes("G", [old, new])
+    new["recipe"]["random_erasing"] = .5
+    with pytest.raises(ValueError, match="differ in random_erasing"):
+        check_recipes("G", [old, new])

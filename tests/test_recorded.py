@@ -1,4 +1,4 @@
-"""The numbers did not move with the house: losses and pixels that were recorded before it was rebuilt.
+"""The numbers did not move with the house: losses and pixels recorded before it was rebuilt.
 `python tests/test_recorded.py` prints them as they are now, in the form of recorded.json."""
 import hashlib
 import json
