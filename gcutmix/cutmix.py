@@ -100,8 +100,8 @@ def guided_mask(
     labels,  # (N,)
     options, # with k, block, cam_grad and accumulate, as `Options`
 ):           # (N,1,H,W)
-    """Zeros in the k blocks that this branch looks at most.
-    ValueError if these are all, since nothing of the image would be left."""
+    """Zeros in the k blocks that this branch looks at the most.
+    ValueError if these are all blocks, since nothing of the image would be left."""
     cam, (height, width) = attention(step, labels, options.cam_grad), options.block
     again = options.accumulate and step.mask is not None
     k = options.k*(2 if again else 1)
