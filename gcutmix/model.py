@@ -37,7 +37,7 @@ def _mobilenet(name, weights):
 
 # %% ../nbs/07_model.ipynb #e628d10d
 def init_weights(module):
-    "Kaiming for convolutions and linear layers; N(1, .02) for a head's batch norm, as released."
+    "Kaiming for convolutions and linear layers; N(1, .02) for a head's batch norm (released code)."
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None: nn.init.zeros_(module.bias)
@@ -138,8 +138,9 @@ class ProgressiveNet(nn.Module):
 
     def steps(self, images, labels=None, generator=None):
         "One `Step` per branch. Outside training nothing interferes, and `labels` may be left out."
-        T, steps, given = self.backbone(images), [], (labels, generator, self.options)
-        shared = self.bottleneck(T) if self.bottleneck else None
+        T = self.backbone(images)
+        shared = self.bottleneck(T) if self.bottleneck else None # T' of the drawing
+        steps, given = [], (labels, generator, self.options)
         for branch, head in zip(self.branches, self.heads):
             features, mask = shared if steps else T, None
             if self.training and branch.interfere:

@@ -24,8 +24,8 @@ def _groups(pids):
 # %% ../nbs/06_samplers.ipynb #753de42e
 class PKSampler:
     """Lists of `p*k` indices: `p` identities with `k` images each, every identity at most once
-    per epoch. A pure function of (seed, epoch). ValueError for a `p` or `k` below 2, and for
-    more identities than there are."""
+    per epoch. A pure function of (seed, epoch). ValueError for a `p` or `k` below 2, or if there
+    are fewer than `p` identities."""
     def __init__(self,
         pids,   # (N,) identity of each image
         p=16,   # identities in a batch

@@ -65,8 +65,8 @@ def seeded_model(
     config,      # a `TrainConfig`
     num_classes, # training identities
 ):
-    """The network as a run starts with it: the same for the same seed,
-    whatever was drawn before, and nothing drawn from outside."""
+    """The network that a run starts with: the same for the same seed, whatever was drawn before.
+    The caller's random state is left as it was."""
     options = {f.name: getattr(config, f.name) for f in fields(Options)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -103,12 +103,9 @@ class Trainer:
         adam = torch.optim.Adam(model.parameters(), c.lr, weight_decay=c.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, adam)
 
-    @property
-    def network(self): return self.accelerator.unwrap_model(self.model)
-    @property
-    def done(self): return self.epoch*len(self.sampler) + len(self.rows)
-    @property
-    def total(self): return self.config.epochs*len(self.sampler)
+    network = property(lambda self: self.accelerator.unwrap_model(self.model))
+    done = property(lambda self: self.epoch*len(self.sampler) + len(self.rows)) # iterations
+    total = property(lambda self: self.config.epochs*len(self.sampler))
 
 # %% ../nbs/09_training.ipynb #879b9d01
 @patch

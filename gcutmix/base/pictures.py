@@ -95,7 +95,7 @@ def show_ranked_lists(
     "Each query and its list: right in a solid green frame, wrong in a dashed magenta one."
     n, k = index.shape
     H, W = query_images.shape[-2:]
-    size = .72*(k + 1), .68*n*H/W + .25
+    size = .79*(k + 1), .75*n*H/W + .25 # a picture is 60 pixels wide
     fig, axes = plt.subplots(n, k + 1, figsize=size, dpi=90, squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for row, q, note, places, ok in zip(axes, queries, notes or [""]*n, index, right):
