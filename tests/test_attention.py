@@ -19,8 +19,8 @@ from gcutmix.images import load_images, normalize
 from gcutmix.model import create_model, save_model
 from gcutmix.pedestrians import scene_of, write_pedestrians
 from gcutmix.study.attention import attention_table, gcutmix_attention, measure, open_network
-from gcutmix.study.cues import (SCENE, by_variant, check_recipes, coverage, cue_cells, cue_shares, drop_cues,
-                                redraw)
+from gcutmix.study.cues import (SCENE, by_variant, check_recipes, coverage, cue_cells,
+                                cue_shares, drop_cues, redraw)
 from gcutmix.study.exhibits import (plot_attention, plot_cues, plot_mix, plot_occlusion,
                                     plot_ranked)
 from gcutmix.study.maps import (block_overlap, branch_maps, branch_names, map_overlap,
