@@ -232,3 +232,17 @@ def test_query_without_match(tmp_path, gallery):
     with pytest.raises(ValueError, match="1 of 2 queries.*0001_c1_01.jpg.*check=False"):
         D.load_dataset("mine", tmp_path)
     assert len(load("mine", tmp_path).query) == 2
+
+# Training people who are held out
+
+def test_people_held_out_need_a_second_camera(tmp_path):
+    "One of two held-out people was seen by a single camera: nobody could find that one."
+    train = [f"{pid:04d}_c{camid}_{n}.jpg" for pid in range(1, 9) for camid in (1, 2) for n in (1, 2)]
+    test = ["0009_c1_1.jpg"], ["0009_c2_1.jpg"]
+    tree(tmp_path/"good", train, *test)
+    held = D.load_dataset("good-validation", tmp_path/"good")
+    assert sorted(set(held.query.pids)) == [1, 6] and len(held.query) == 4
+    tree(tmp_path/"bad", [name for name in train if not name.startswith("0006_c2")], *test)
+    with pytest.raises(ValueError, match="1 of 3 queries have no picture.*0006_c1_1"):
+        D.load_dataset("bad-validation", tmp_path/"bad")
+    assert len(D.load_dataset("bad-validation", tmp_path/"bad", check=False).query) == 3

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..base.files import FOLDERS
 from .counters import extra_rss
 from .races import best_of, fact, race
 from .step import Job
@@ -25,7 +26,7 @@ from ..pedestrians import draw, scene
 # %% ../../nbs/64_data_speed.ipynb #74301159
 def draw_jpegs(folder, n):
     "`n` drawn people at 160x64 as JPEG files in the layout of Market-1501: a `Split`."
-    folder = Path(folder)/"bounding_box_train"
+    folder = Path(folder)/FOLDERS["train"]
     folder.mkdir(parents=True)
     for i in range(n):
         pid, camid, index = i//4 + 1, i%2 + 1, i%4//2 + 1
