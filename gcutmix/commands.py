@@ -31,6 +31,7 @@ def report(run):
     return (f"rank-1 {run.metrics.rank1:.1%}, mAP {run.metrics.mAP:.1%} after epoch {epoch}; "
             f"see {run.paths.result}")
 
+# %% ../nbs/54_commands.ipynb #b23e7743
 @command(settings=TrainConfig)
 def gcutmix_train(
     preset:str="paper",            # recipe that the others change: paper, released, small, demo
@@ -52,6 +53,7 @@ def _test_data(recipe, dataset, root, file):
     check_people(recipe, data, file)
     return data
 
+# %% ../nbs/54_commands.ipynb #60d3eec9
 def _check_place(file, known):
     "ValueError if `file` holds another result."
     if not file.exists(): return
@@ -61,10 +63,19 @@ def _check_place(file, known):
                          f"options; give another `out`, or delete it")
 
 # %% ../nbs/54_commands.ipynb #523da26b
+def _six(splits, size, net, *how):
+    "Features, identities and cameras of each split, as `evaluate` takes them."
+    six = []
+    for split in splits:
+        features = extract_features(net, load_images(split, size), *how)
+        six += [features, split.pids, split.camids]
+    return six
+
+# %% ../nbs/54_commands.ipynb #937808a2
 @command
 def gcutmix_evaluate(
     model:str,              # .safetensors file that gcutmix_train wrote
-    dataset:str=None,       # another data set than that of the training
+    dataset:str=None,       # a different data set than that of the training
     root:str=None,          # folder of the data set (default: $GCUTMIX_DATA, else data)
     out:str=None,           # result file (default: MODEL.eval.json beside the model)
     flip:bool=False,        # average the features of image and mirror image
@@ -85,10 +96,7 @@ def gcutmix_evaluate(
     known = dict(model_sha256=file_digest(path), options=dict(options, flip=flip),
                  data={name: fingerprint(split) for name, split in splits.items()})
     _check_place(file, known)
-    six = []
-    for split in splits.values():
-        images = load_images(split, recipe["size"])
-        six += [extract_features(net, images, batch_size, flip, device), split.pids, split.camids]
+    six = _six(splits.values(), recipe["size"], net, batch_size, flip, device)
     metrics = evaluate(*six, **options)
     write_json(file, dict(model=path.name, recipe=recipe, dataset=data.name, **known,
                           metrics=metrics.as_dict(), code=code_version(),

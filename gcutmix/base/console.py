@@ -67,7 +67,7 @@ def _add(parser, option):
     parser.add_argument(*_spellings(option.name), dest=option.name, help=option.help + usual, **how)
 
 def _add_setting(parser, option):
-    "A field of a dataclass: left out where it is not given."
+    "A field of a dataclass: left out if it is not given."
     parser.add_argument(*_spellings(option.name), dest=option.name, type=option.kind,
                         help=option.help, default=UNSET, metavar=option.name.upper())
 
@@ -100,6 +100,7 @@ def command(function=None, *, settings=None):
     run.parser = lambda: parser_of(function, settings)
     return run
 
+# %% ../../nbs/45_console.ipynb #8077f36d
 @contextmanager
 def extra(name):
     "ImportError with the command that installs what is missing, for an optional part."

@@ -24,16 +24,16 @@ def write_atomically(
     path,  # the file
     write, # called with the name to write to
 ):
-    "Write beside, then rename. OSError with advice where it fails; what was there is unchanged."
+    "Write beside, then rename. OSError with advice if it fails; what was there is unchanged."
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        # on the disk before the old one goes
+        # on the disk before the old file goes
         with open(part, "rb+") as file: os.fsync(file.fileno())
         os.replace(part, path)
-    # a full disk, as Python, torch.save and safetensors tell it
+    # a full disk, as Python, torch.save and safetensors report it
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"{path.name} could not be written to {path.parent} ({error}); make room "
                       f"there or choose another `out`. What was there is unchanged") from error
@@ -51,7 +51,7 @@ def complete(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
             new = Path(folder)/target.name
             yield new
-            faster = target.is_dir() and any(target.iterdir()) # another process was
+            faster = target.is_dir() and any(target.iterdir()) # a different process was
             if not faster: os.replace(new, target)
     except OSError as error:
         if error.errno != errno.ENOSPC: raise
@@ -60,18 +60,18 @@ def complete(
 
 # %% ../../nbs/44_files.ipynb #26006b2d
 def check_writable(folder):
-    "OSError with advice where a folder takes no files."
+    "OSError with advice if a folder takes no files."
     probe = Path(folder)/f".writable-{os.getpid()}"
     write_atomically(probe, lambda part: part.write_text(""))
     probe.unlink(missing_ok=True)
 
 # %% ../../nbs/44_files.ipynb #41c03cb3
 def write_json(path, content):
-    "Write `content` as JSON, atomically. OSError with advice where it fails."
+    "Write `content` as JSON, atomically. OSError with advice if it fails."
     write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1)))
 
 def read_json(path):
-    "The content of a result file. ValueError where it is damaged."
+    "The content of a result file. ValueError if it is damaged."
     try: return json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{Path(path).name} is damaged ({error}); delete it and run its cell "
@@ -84,6 +84,7 @@ def paths_beside(stem):
     "Result, network and checkpoint of a run, all beginning alike."
     return AttrDict({key: Path(f"{stem}.{ending}") for key, ending in ENDINGS.items()})
 
+# %% ../../nbs/44_files.ipynb #8f7f7490
 # The layout of Market-1501, which all data sets here share.
 FOLDERS = dict(train="bounding_box_train", query="query", gallery="bounding_box_test")
 
@@ -104,13 +105,13 @@ def fingerprint(split):
 
 # %% ../../nbs/44_files.ipynb #361d8539
 def _git(*words):
-    "What git says of the package's folder; empty where there is no git or no checkout."
+    "What git says of the package's folder; empty if there is no git or no checkout."
     command = ["git", "-C", Path(gcutmix.__file__).parent, *words]
     try: return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError: return ""
 
 def code_version():
-    "The package's version, and the commit where it runs from a checkout."
+    "The package's version, and the commit if it runs from a checkout."
     commit = _git("log", "-1", "--format=%h", "--", ".")
     if not commit: return gcutmix.__version__
     changed = "-changed" if _git("status", "--porcelain", "--", ".") else ""

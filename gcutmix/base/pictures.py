@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BRANCHES', 'BRANCH_LINES', 'RIGHT', 'WRONG', 'OURS', 'THEIRS', 'ACCENT', 'QUIET', 'HEAT', 'STYLE', 'use_style',
-           'show_image', 'show_heat', 'show_images', 'outline', 'show_ranked_lists']
+           'show_image', 'show_images', 'show_heat', 'outline', 'show_ranked_lists']
 
 # %% ../../nbs/53_pictures.ipynb #542cd88f
 import sys
@@ -22,6 +22,7 @@ OURS, THEIRS = "#003F3F", "#BDBDBD" # in races; a floor is black
 ACCENT, QUIET = "#4477AA", "#888888" # anything else
 HEAT = "magma"
 
+# %% ../../nbs/53_pictures.ipynb #c52cf987
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 8, "xtick.labelsize": 8,
          "ytick.labelsize": 8, "legend.fontsize": 8, "figure.dpi": 90, "axes.spines.top": False,
          "axes.spines.right": False}
@@ -45,10 +46,7 @@ def show_image(ax, image, title="", frame=None, dashed=False):
     line = (0, (1.5, 1)) if dashed else "-"
     ax.spines[:].set(color=frame, lw=2.5, ls=line, capstyle="butt")
 
-def show_heat(ax, cam, size):
-    "A heat map (h,w) over a picture of that (height, width)."
-    ax.imshow(cam, cmap=HEAT, alpha=.55, extent=(0, size[1], size[0], 0))
-
+# %% ../../nbs/53_pictures.ipynb #5823d086
 def show_images(
     images,        # (N,3,H,W)
     titles=(),     # a text for each
@@ -71,6 +69,12 @@ def show_images(
     fig.tight_layout(pad=.4)
     return fig
 
+# %% ../../nbs/53_pictures.ipynb #bb0154ed
+def show_heat(ax, cam, size):
+    "A heat map (h,w) over a picture of that (height, width)."
+    ax.imshow(cam, cmap=HEAT, alpha=.55, extent=(0, size[1], size[0], 0))
+
+# %% ../../nbs/53_pictures.ipynb #59948630
 def outline(ax, mask, size, **style):
     "Draw the border of `mask` (h,w) on a picture of that (height, width), with a white rim."
     edge, (h, w) = np.pad(np.asarray(mask), 1), mask.shape
@@ -97,7 +101,9 @@ def show_ranked_lists(
     H, W = query_images.shape[-2:]
     size = .79*(k + 1), .75*n*H/W + .25 # a picture is 60 pixels wide
     fig, axes = plt.subplots(n, k + 1, figsize=size, dpi=90, squeeze=False)
-    for ax in axes.flat: ax.axis("off")
+    for ax in axes.flat:
+        ax.axis("off")
+        ax.set_box_aspect(H/W)
     for row, q, note, places, ok in zip(axes, queries, notes or [""]*n, index, right):
         row[0].axis("on")
         show_image(row[0], query_images[q])
