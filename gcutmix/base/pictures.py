@@ -38,7 +38,8 @@ def use_style(pictures="png"):
 # %% ../../nbs/53_pictures.ipynb #3ed0ffac
 def show_image(ax, image, title="", frame=None, dashed=False):
     "A picture (3,H,W), uint8 or 0..1, without ticks; `frame` is a colour."
-    ax.imshow(image.permute(1, 2, 0).numpy())
+    height, width = image.shape[1:] # edges at whole numbers, as `show_heat` and `outline` have them
+    ax.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=8)
     ax.spines[:].set_visible(frame is not None)
