@@ -9,7 +9,7 @@ What people type most is here, and loads when it is asked for:
 Everything else is one module deeper: `gcutmix.gradcam` (Eq. 1), `gcutmix.blocks` (Eq. 2),
 `gcutmix.cutmix` (Eq. 3), `gcutmix.losses`, `gcutmix.samplers`, `gcutmix.data`, `gcutmix.images`,
 `gcutmix.model`, `gcutmix.evaluation`, `gcutmix.training`. `gcutmix.study` reproduces the paper's
-tables, `gcutmix.bench` measures speed, `gcutmix.base` is the cellar that all of them share.
+tables, `gcutmix.bench` measures speed, and `gcutmix.base` holds what all of them share.
 """
 __version__ = "0.2.0"
 

@@ -71,7 +71,7 @@ class TrainConfig(Options):
 
 # %% ../nbs/56_config.ipynb #57399f2c
 SHARES = ("flip", "cutout_p", "cutout_share", "random_erasing", "label_smoothing")
-LEAST = dict(seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0)
+LEAST = dict(seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0, lr=0, weight_decay=0)
 CHOICES = dict(warmup_shape=("linear", "staircase"), precision=("auto", "fp32", "bf16"),
                device=DEVICES)
 

@@ -107,9 +107,8 @@ def run_one(
     lock = paths.result.with_suffix(".lock")
     try:
         with FileLock(lock, timeout=0):
-            run = fit(config, quiet=quiet, max_seconds=max_seconds)
-            lock.unlink(missing_ok=True)
-            return run
+            try: return fit(config, quiet=quiet, max_seconds=max_seconds)
+            finally: lock.unlink(missing_ok=True)
     except Timeout: return None
 
 # %% ../../nbs/21_runs.ipynb #069b0aac
