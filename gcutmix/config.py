@@ -102,6 +102,7 @@ def make_preset(
     unknown = sorted(set(changes) - {f.name for f in fields(TrainConfig)})
     if unknown:
         raise ValueError(f"unknown setting {unknown[0]!r}: expected a field of TrainConfig")
+    if not dataset: raise ValueError("no data set: give its name, as cuhk03-detected")
     k = dict(k=8 if dataset.startswith("cuhk03") else 6)
     return TrainConfig(dataset=dataset, **{**k, **RECIPES[name], **changes})
 

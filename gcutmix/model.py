@@ -173,7 +173,8 @@ def check_map(
     labels = torch.tensor([0, 0, 1, 1])
     steps = model.eval().steps(torch.zeros(4, 3, *size))
     for before, branch in zip(steps, model.branches[1:]):
-        branch.interfere(before.features, before, labels, torch.Generator(), model.options)
+        if branch.interfere:
+            branch.interfere(before.features, before, labels, torch.Generator(), model.options)
     model.train()
 
 # %% ../nbs/07_model.ipynb #ec05fcb6

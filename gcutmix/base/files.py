@@ -11,13 +11,14 @@ import errno, hashlib, json, os, platform, subprocess, tempfile
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from fastcore.basics import AttrDict
 from safetensors import SafetensorError
 
-import gcutmix
+from .. import __version__
 
 # %% ../../nbs/44_files.ipynb #f94e8534
 def write_atomically(
@@ -106,16 +107,16 @@ def fingerprint(split):
 # %% ../../nbs/44_files.ipynb #361d8539
 def _git(*words):
     "What git says of the package's folder; empty if there is no git or no checkout."
-    command = ["git", "-C", Path(gcutmix.__file__).parent, *words]
+    command = ["git", "-C", Path(find_spec("gcutmix").origin).parent, *words]
     try: return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError: return ""
 
 def code_version():
     "The package's version, and the commit if it runs from a checkout."
     commit = _git("log", "-1", "--format=%h", "--", ".")
-    if not commit: return gcutmix.__version__
+    if not commit: return __version__
     changed = "-changed" if _git("status", "--porcelain", "--", ".") else ""
-    return f"{gcutmix.__version__}+{commit}{changed}"
+    return f"{__version__}+{commit}{changed}"
 
 # %% ../../nbs/44_files.ipynb #af832351
 def _processor():
