@@ -138,6 +138,10 @@ def read_run(
 ):               # `Run`
     "A finished run, from its result file. ValueError if it was made with other settings."
     path, result = Path(path), read_json(path)
+    known = {f.name for f in fields(TrainConfig)}
+    if newer := sorted(set(result["recipe"]) - known):
+        raise ValueError(f"{path.name} names the setting {newer[0]!r}, which this version does not "
+                         f"know: a newer gcutmix wrote it, update to read it")
     if config is not None:
         check_settings(result["recipe"], recipe(config), usual(), path.name,
                        "Choose another `name` or `out`, or delete it to run again")

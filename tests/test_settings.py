@@ -75,3 +75,11 @@ def test_every_setting_is_an_option_with_help():
     text = " ".join(commands.gcutmix_train.parser().format_help().split())
     for option in config.TrainConfig.__dataclass_fields__: assert f"--{option}" in text
     assert "base learning rate of Adam" in text and "blocks replaced" in text
+
+
+def test_a_newer_files_setting_is_an_error(tmp_path):
+    result = json.loads(RUNS[0].read_text())
+    result["recipe"]["ema"] = .99
+    (tmp_path/"G.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="names the setting 'ema'.*newer"):
+        config.read_run(tmp_path/"G.json")
