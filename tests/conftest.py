@@ -42,6 +42,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long and seldom breaks; `make test-slow`")
 
 
+def pytest_collection_modifyitems(items):
+    "The longest test first, so that it does not run alone at the end."
+    items.sort(key=lambda item: item.path.name != "test_wheel.py")
+
+
 @pytest.fixture(scope="session")
 def people(tmp_path_factory):
     "Sixteen training and eight test pedestrians, four pictures of each."

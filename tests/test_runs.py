@@ -26,6 +26,7 @@ def reproduced(*command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_next_takes_one_cell_after_the_other(people, tmp_path):
     out = tmp_path/"results"
     for expected in (["G"], ["BDB3", "G"], ["BDB3", "G", "PC2"]):
@@ -56,6 +57,7 @@ def test_root_is_data_root(option, people, tmp_path):
     assert "0 of 12 runs have a result" in reproduced(*command)
 
 
+@pytest.mark.slow
 def test_no_weights_are_not_the_presets_weights(people, tmp_path):
     tiny = "--preset", "paper", "--backbone", "tiny", "--epochs", "1", "--next"
     command = words(people, tmp_path/"results", *tiny)

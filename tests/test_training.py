@@ -229,6 +229,7 @@ def test_every_variant_learns(config, variant):
     dict(cam_grad="batch"), dict(accumulate=True), dict(detach_partner=True), dict(partner="any"),
     dict(partner="positive"), dict(label_smoothing=.1, warmup_shape="staircase"),
     dict(precision="bf16"), dict(channels_last=False), dict(random_erasing=.5)])
+@pytest.mark.slow
 def test_every_setting_runs(config, settings):
     run = fit(replace(config, epochs=2, **settings), quiet=True)
     assert 0 < run.metrics.mAP <= 1
