@@ -18,6 +18,7 @@ def test_a_raw_result_is_not_replaced_by_another(people, tmp_path):
     assert read_json(tmp_path/"raw-tiny.json")["metrics"] == json.loads(made)["metrics"]
 
 
+@pytest.mark.slow
 def test_the_recorded_command_makes_the_result_again(people, tmp_path):
     options = "--dataset people --backbone tiny --weights none --size 48x16".split()
     for out in "one", "two":

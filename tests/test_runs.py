@@ -36,6 +36,7 @@ def test_next_takes_one_cell_after_the_other(people, tmp_path):
     assert "left" in text
 
 
+@pytest.mark.slow
 def test_next_killed_and_started_again_gives_the_same_numbers(people, tmp_path):
     whole, cut = tmp_path/"whole", tmp_path/"cut"
     command = words(people, cut, "--next")
