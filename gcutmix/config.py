@@ -29,12 +29,16 @@ class Options:
     cam_grad: str = "sample"     # sample: Eq. 1, image by image; batch: as released
     accumulate: bool = False     # AC2 keeps AC1's replaced blocks replaced
     detach_partner: bool = False # no gradient into what was pasted
+    overlap: float = 1.          # CAMA: weight of the penalty on common attention
+    overlap_form: str = "product" # CAMA: product of squashed maps, or softmax: of pairs
+    overlap_detach: bool = False # CAMA: only the later branch learns from the penalty
 
     def __post_init__(self):
         "ValueError for an option that nothing would notice later."
         self.block = tuple(self.block)
-        choices = dict(partner=("negative", "positive", "any"), cam_grad=("sample", "batch"))
-        check_fields(self, choices, pairs=["block"], least=dict(dim=1, k=0))
+        choices = dict(partner=("negative", "positive", "any"), cam_grad=("sample", "batch"),
+                       overlap_form=("product", "softmax"))
+        check_fields(self, choices, pairs=["block"], least=dict(dim=1, k=0, overlap=0))
 
 # %% ../nbs/56_config.ipynb #02eea97d
 @dataclass
@@ -42,7 +46,8 @@ class TrainConfig(Options):
     "One run, wholly described; the defaults are the paper's recipe on CUHK03-Detected."
     dataset: str = "cuhk03-detected" # a name that `load_dataset` knows, or any folder's
     root: str = None                 # its folder; None: $GCUTMIX_DATA, else data
-    variant: str = "PC2"             # a method: G, BDB, BDB3, PC1, PC2
+    variant: str = "PC2"             # a method: G, BDB, BDB3, PC1, PC2, or a rival
+    own: bool = False                # a rival's own optimiser, rates and augmentation, as published
     backbone: str = "resnet50"       # or resnet18, resnet34, resnet101, mobilenet_v2, tiny
     weights: str = "IMAGENET1K_V1"   # torchvision's name, a local file, or none
     size: tuple = (384, 128)         # image height and width
@@ -65,7 +70,7 @@ class TrainConfig(Options):
     precision: str = "auto"          # auto: bf16 on CUDA, else fp32; fp32; bf16
     channels_last: bool = True       # memory format
     out: str = "runs"                # folder of the results
-    name: str = None                 # of the run; None: variant, backbone and seed
+    name: str = None                 # of the run; None: variant, own, backbone and seed
 
     def __post_init__(self): check_config(self)
 
@@ -115,7 +120,8 @@ def command_of(config):
 # %% ../nbs/56_config.ipynb #44a05fe5
 def run_paths(config):
     "The files of a run."
-    name = config.name or f"{config.variant}-{config.backbone}-s{config.seed}"
+    method = config.variant + "-own"*config.own
+    name = config.name or f"{method}-{config.backbone}-s{config.seed}"
     return paths_beside(Path(config.out)/name)
 
 @dataclass

@@ -38,22 +38,24 @@ def check_settings(found, wanted, default, file, advice):
 
 # %% ../../nbs/46_resume.ipynb #0407dd34
 def summary(
-    rows, # list of (branches,3): cross entropy, triplet loss, accuracy of each step
+    rows,                    # list of (branches,n+1): n losses and the accuracy of each step
+    terms=("ce", "triplet"), # what the n losses are called
 ):
     "Means over the steps. FloatingPointError if one was not finite."
     rows = torch.stack(rows).float().cpu()
-    bad = (~rows.isfinite()).flatten(1).any(1).nonzero()
+    bad = (~rows[..., :-1].isfinite()).flatten(1).any(1).nonzero()
     if len(bad):
         first = int(bad[0]) + 1
         raise FloatingPointError(f"the loss was not finite from iteration {first} of this epoch on")
-    ce, triplet, accuracy = rows.mean(0).T.tolist()
-    return dict(loss=sum(ce) + sum(triplet), ce=ce, triplet=triplet, accuracy=accuracy)
+    *losses, accuracy = rows.mean(0).T.tolist()
+    accuracy = [None if share != share else share for share in accuracy] # nan: nobody is named
+    return dict(loss=sum(map(sum, losses)), **dict(zip(terms, losses)), accuracy=accuracy)
 
 # %% ../../nbs/46_resume.ipynb #64978551
 def checked(run):
     "`summary` of a `Trainer`'s steps so far; advice if it fails or a weight is not finite."
     try:
-        found = summary(run.rows)
+        found = summary(run.rows, run.terms)
         # a loss tells of the weights before its update: the last update shows in the weights only
         if all(value.isfinite().all() for value in run.model.state_dict().values()): return found
         raise FloatingPointError("a weight is not finite after the last iteration")
@@ -66,7 +68,7 @@ def checked(run):
             f"lower lr (than {run.config.lr}), a longer warmup, or precision='fp32'") from None
 
 # %% ../../nbs/46_resume.ipynb #431f599c
-FORMAT = 3 # of checkpoints; raised when what they hold changes
+FORMAT = 4 # of checkpoints; raised when what they hold changes
 
 def save_run(run):
     "Write a checkpoint of a `Trainer`; in the middle of an epoch too."
@@ -75,8 +77,8 @@ def save_run(run):
     if not run.accelerator.is_main_process: return
     state = dict(format=FORMAT, recipe=recipe(run.config), how=run.how, code=run.code,
                  data=fingerprint(run.data.train), epoch=run.epoch, rows=run.rows,
-                 history=run.history, seconds=run.seconds, model=run.network.state_dict(),
-                 optimizer=run.optimizer.state_dict())
+                 history=run.history, seconds=run.seconds, phase=run.phase, kept=run.kept,
+                 model=run.network.state_dict(), optimizer=run.optimizer.state_dict())
     write_atomically(run.paths.checkpoint, lambda part: torch.save(state, part))
 
 # %% ../../nbs/46_resume.ipynb #267b9855
@@ -100,6 +102,8 @@ def load_run(run):
     if state["data"] != fingerprint(run.data.train):
         raise ValueError(f"{file.name} was trained on other images than those of "
                          f"{run.data.root}. {advice}")
+    run.begin_phase(state["phase"], anew=False)
+    run.kept = state["kept"]
     run.network.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.code = " then ".join(dict.fromkeys([*state["code"].split(" then "), run.code]))
