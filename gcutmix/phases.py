@@ -6,14 +6,14 @@
 __all__ = ['Phase', 'phase_ends', 'tenths', 'falling', 'learning_rate', 'mark_trained', 'Training', 'make_optimizer', 'set_rate',
            'begin_phase', 'rate', 'aim']
 
-# %% ../nbs/59_phases.ipynb #d8eb84d0
+# %% ../nbs/59_phases.ipynb #b22449d3
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
-# %% ../nbs/59_phases.ipynb #3fc6e4c0
+# %% ../nbs/59_phases.ipynb #990e71ec
 @dataclass(frozen=True)
 class Phase:
     "A part of a run."
@@ -32,7 +32,7 @@ def phase_ends(
     shares = list(accumulate(phase.share for phase in phases))
     return [round(total*share/shares[-1]) for share in shares]
 
-# %% ../nbs/59_phases.ipynb #b1521b7c
+# %% ../nbs/59_phases.ipynb #e929d9fe
 def tenths(*shares):
     "A schedule: a tenth after each of these shares of the phase."
     return lambda passed: .1**sum(passed >= share for share in shares)
@@ -53,7 +53,7 @@ def learning_rate(
         return config.lr*share
     return config.lr*.1**sum(epoch >= e for e in config.decay_at)
 
-# %% ../nbs/59_phases.ipynb #d1b6d1eb
+# %% ../nbs/59_phases.ipynb #ee0e6abd
 def mark_trained(network, phase):
     "Gradients for what the phase trains, and for nothing else. ValueError if that is nothing."
     for name, parameter in network.named_parameters():
@@ -63,7 +63,7 @@ def mark_trained(network, phase):
         raise ValueError(f"a phase trains nothing: no parameter's name begins with one of "
                          f"{phase.trains or 'all names'} and with none of {phase.frozen}")
 
-# %% ../nbs/59_phases.ipynb #6127aa2a
+# %% ../nbs/59_phases.ipynb #7205f598
 @dataclass(frozen=True)
 class Training:
     "How a method is trained."
@@ -94,7 +94,7 @@ def set_rate(optimizer, rate):
     "The learning rate of each group: `rate` times its factor."
     for group in optimizer.param_groups: group["lr"] = rate*group["factor"]
 
-# %% ../nbs/59_phases.ipynb #9be3aa5d
+# %% ../nbs/59_phases.ipynb #7a221ccd
 def begin_phase(run, number, anew=True):
     "A phase's parameters and optimiser; `anew`: first what the method does before it."
     phase, network = run.training.phases[number], run.network
@@ -116,5 +116,9 @@ def rate(run, done):
 
 def aim(run):
     "Begin the phases that are due, and set the rate of the next iteration."
-    while run.done >= run.ends[run.phase]: run.begin_phase(run.phase + 1)
+    while run.done >= run.ends[run.phase]:
+        if run.phase == 0: # what the other phases start from
+            found = run.test()
+            run.first = dict(iterations=run.done, rank1=found.rank1, mAP=found.mAP)
+        run.begin_phase(run.phase + 1)
     set_rate(run.optimizer, run.rate(run.done))

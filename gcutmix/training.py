@@ -79,7 +79,7 @@ class Trainer:
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
         self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
-        self.training, self.kept = training_of(config), None
+        self.training, self.kept, self.first = training_of(config), None, None
         self.code, self.last_saved = code_version(), time.monotonic()
         if config.p % self.parts:
             raise ValueError(f"p = {config.p} identities per batch do not divide among "

@@ -78,7 +78,8 @@ def save_run(run):
     state = dict(format=FORMAT, recipe=recipe(run.config), how=run.how, code=run.code,
                  data=fingerprint(run.data.train), epoch=run.epoch, rows=run.rows,
                  history=run.history, seconds=run.seconds, phase=run.phase, kept=run.kept,
-                 model=run.network.state_dict(), optimizer=run.optimizer.state_dict())
+                 first=run.first, model=run.network.state_dict(),
+                 optimizer=run.optimizer.state_dict())
     write_atomically(run.paths.checkpoint, lambda part: torch.save(state, part))
 
 # %% ../../nbs/46_resume.ipynb #267b9855
@@ -103,7 +104,7 @@ def load_run(run):
         raise ValueError(f"{file.name} was trained on other images than those of "
                          f"{run.data.root}. {advice}")
     run.begin_phase(state["phase"], anew=False)
-    run.kept = state["kept"]
+    run.kept, run.first = state["kept"], state["first"]
     run.network.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.code = " then ".join(dict.fromkeys([*state["code"].split(" then "), run.code]))
@@ -129,5 +130,5 @@ def finish_run(
     write_json(run.paths.result, dict(
         command=command, code=run.code, iterations=run.total, seconds=round(run.seconds, 1),
         **run.how, recipe=recipe(run.config), **origin, metrics=run.metrics.numbers(),
-        history=run.history))
+        **(dict(first_phase=run.first) if run.first else {}), history=run.history))
     run.paths.checkpoint.unlink(missing_ok=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'stripes', 'pool_parts', 'Reduce', 'PCB', 'SharedPCB', 'RPP']
 
-# %% ../../nbs/31_stripes.ipynb #107981c0
+# %% ../../nbs/31_stripes.ipynb #027af82e
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from ..model import Step
 from .plain import Rival, classifier, dropout
 
-# %% ../../nbs/31_stripes.ipynb #a2e28676
+# %% ../../nbs/31_stripes.ipynb #cfd4016d
 PARTS = 6
 
 def stripes(
@@ -29,7 +29,7 @@ def pool_parts(features, parts):
     parts = parts.expand(len(features), -1, -1, -1).flatten(2)
     return parts @ features.flatten(2).transpose(1, 2)
 
-# %% ../../nbs/31_stripes.ipynb #d000a0c5
+# %% ../../nbs/31_stripes.ipynb #f883e784
 class Reduce(nn.Module):
     "(N,C) -> (N,256): a 1x1 convolution on a 1x1 map, batch norm, ReLU."
     def __init__(self, channels):
@@ -67,7 +67,7 @@ class SharedPCB(PCB):
     "As the official code has it: all stripes share one convolution."
     shared = True
 
-# %% ../../nbs/31_stripes.ipynb #e5edabb0
+# %% ../../nbs/31_stripes.ipynb #c721c2f5
 class RPP(PCB):
     "PCB with refined part pooling: each cell chooses its parts itself, from phase two on."
     def build(self, num_classes):
