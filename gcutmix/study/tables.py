@@ -32,7 +32,7 @@ def read_attention(folder):
     return [r for r in found if r.get("dataset") in (None, r["recipe"]["dataset"])]
 
 # %% ../../nbs/22_tables.ipynb #ed8b22cd
-CELL = ("variant", "partner", "k", "seed") # what the runs of one table may differ in
+CELL = ("variant", "own", "partner", "k", "seed") # what the runs of one table may differ in
 NAMED = ("dataset", "backbone", "size", "epochs") # every title names them, or its page does
 FREE = ("eval_every", "precision", "channels_last") # they belong to the machine
 
@@ -112,7 +112,7 @@ def table(
 ):           # list of dicts of texts, a row per method
     "A table of the paper from result files. What was never run is empty."
     cell, printed, rows = TABLES[number], PAPER[number].get(dataset, {}), []
-    for name in printed if number == "2" and printed else cell:
+    for name in dict.fromkeys((*(printed if number == "2" else ()), *cell)): # the paper's order
         runs = list(select(results, cell.get(name)).values())
         mark = "†" if printed and has_slip(number, name) else ""
         rows.append(_row(name + mark, runs, printed.get(name, (None, None))))
