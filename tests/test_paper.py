@@ -16,10 +16,10 @@ def test_the_printed_tables_have_the_papers_rows():
 def test_what_a_record_says_of_itself_is_what_tables_say():
     assert ROWS == {"G": "G", "BDB": "+ BDB1 (BDB*)", "BDB3": "+ BDB2 (BDB*3)", "PC1": "+ PC1",
                     "PC2": "+ PC2"}
-    assert TABLES["2"] == {"BDB*": "BDB", "BDB*3": "BDB3", "Ours": "PC2"}
-    for number in "23":
-        assert set(rows_of(number)) <= set(VARIANTS)
-        assert set(TABLES[number]) <= set(PAPER[number]["cuhk03-detected"])
+    assert TABLES["2"].items() >= {"BDB*": "BDB", "BDB*3": "BDB3", "Ours": "PC2"}.items()
+    assert set(TABLES["3"]) == set(PAPER["3"]["cuhk03-detected"])
+    assert set(TABLES["2"]) >= set(PAPER["2"]["cuhk03-detected"])
+    for number in "23": assert set(rows_of(number)) <= set(VARIANTS)
 
 
 def test_a_setting_that_came_later_changes_no_cell():
