@@ -145,7 +145,7 @@ STRIPES = (
     _rival("PCB+RPP", "#980043", "pcb:RPP", **_PARTS, phases=(Phase(60), *_soft),
            own=replace(_own_pcb, phases=(_pcb, *_steady))))
 
-# %% ../nbs/52_variants.ipynb #19779a58
+# %% ../nbs/52_variants.ipynb #062447dd
 def cross_entropy_and_overlap(step, labels, config):
     "Cross entropy, and CAMA's price of looking at the same place."
     return *cross_entropy(step, labels, config), config.overlap*step.overlap
@@ -173,5 +173,5 @@ def training_of(config):
                         method.augmentation, method.groups)
     if method.own: return method.own
     known = ", ".join(name for name, v in VARIANTS.items() if v.own)
-    raise ValueError(f"{config.variant} was published with the table's own recipe: train it "
+    raise ValueError(f"{config.variant} has no recipe of its own: train it "
                      f"without `own`, which is for {known}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OVERLAPS', 'class_maps', 'squash', 'product_overlap', 'softmax_overlap', 'OverlapStep', 'CAMA']
 
-# %% ../../nbs/34_two_maps.ipynb #832ec930
+# %% ../../nbs/34_two_maps.ipynb #1378f30e
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,7 +16,7 @@ from torch import nn
 from ..model import Step
 from .plain import Rival, classifier
 
-# %% ../../nbs/34_two_maps.ipynb #d21874fc
+# %% ../../nbs/34_two_maps.ipynb #51eb6a51
 def class_maps(
     features, # (N,C,H,W)
     classify, # nn.Linear, of the pooled map
@@ -27,7 +27,7 @@ def class_maps(
         rows = classify.weight[labels].float()
         return torch.einsum("nc,nchw->nhw", rows, features.float())
 
-# %% ../../nbs/34_two_maps.ipynb #bb67d649
+# %% ../../nbs/34_two_maps.ipynb #8e8e1a07
 def squash(
     maps, # (N,H,W)
 ):        # (N,H,W) between 0 and 1
@@ -35,7 +35,7 @@ def squash(
     bars = maps.flatten(1).quantile(.7, 1)
     return (maps - bars[:, None, None]).sigmoid()
 
-# %% ../../nbs/34_two_maps.ipynb #ade97b6c
+# %% ../../nbs/34_two_maps.ipynb #08935145
 def product_overlap(
     maps,         # of (N,H,W), one per branch
     detach=False, # the last branch alone learns from it
@@ -45,7 +45,7 @@ def product_overlap(
     if detach: earlier = [z.detach() for z in earlier]
     return torch.stack([*earlier, last]).prod(0).sum((1, 2)).mean()
 
-# %% ../../nbs/34_two_maps.ipynb #372c464f
+# %% ../../nbs/34_two_maps.ipynb #e880c0f4
 def softmax_overlap(
     maps,         # of (N,H,W), one per branch
     detach=False, # the later branch of each pair alone learns from it
@@ -57,7 +57,7 @@ def softmax_overlap(
 
 OVERLAPS = dict(product=product_overlap, softmax=softmax_overlap)
 
-# %% ../../nbs/34_two_maps.ipynb #7176d01a
+# %% ../../nbs/34_two_maps.ipynb #00155207
 @dataclass
 class OverlapStep(Step):
     "A `Step` that knows what its branch has in common with those before it."
