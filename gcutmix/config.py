@@ -29,7 +29,7 @@ class Options:
     cam_grad: str = "sample"     # sample: Eq. 1, image by image; batch: as released
     accumulate: bool = False     # AC2 keeps AC1's replaced blocks replaced
     detach_partner: bool = False # no gradient into what was pasted
-    overlap: float = 1.          # CAMA: weight of the penalty on common attention
+    overlap: float = .1          # CAMA: weight of the penalty on common attention
     overlap_form: str = "product" # CAMA: product of squashed maps, or softmax: of pairs
     overlap_detach: bool = False # CAMA: only the later branch learns from the penalty
 
