@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'windows', 'Hard', 'conv', 'NormReLU', 'Soft', 'Keep', 'Halve', 'HACNN']
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #2f5d8158
+# %% ../../nbs/35_attention_in_blocks.ipynb #da828097
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..model import Network, Step
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #6d663b4b
+# %% ../../nbs/35_attention_in_blocks.ipynb #b4d6f0a0
 def windows(
     features, # (N,C,H,W)
     centres,  # (N,4,2): x and y from -1 to 1
@@ -28,7 +28,7 @@ def windows(
     seen = seen.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1)
     return seen.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #a1c55051
+# %% ../../nbs/35_attention_in_blocks.ipynb #0e6965a0
 class Hard(nn.Linear):
     "Averaged map (N,C) -> centres of four windows (N,4,2)."
     def __init__(self, channels):
@@ -38,7 +38,7 @@ class Hard(nn.Linear):
 
     def forward(self, pooled): return super().forward(pooled).tanh().unflatten(1, (4, 2))
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #b281cf93
+# %% ../../nbs/35_attention_in_blocks.ipynb #55b918a2
 def conv(i, o, size=1, stride=1, groups=1):
     "A convolution that keeps the size of the map, or halves it."
     return nn.Conv2d(i, o, size, stride, size//2, groups=groups)
@@ -70,7 +70,7 @@ class Soft(nn.Module):
         what = self.mix(self.channel(pooled))[..., None, None]
         return self.norm(self.where(features)*what).sigmoid()
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #d7ca43ad
+# %% ../../nbs/35_attention_in_blocks.ipynb #9a307bd6
 class Keep(nn.Module):
     "(N,i,H,W) -> (N,o,H,W): three streams through 1x1 and 3x3 convolutions, one averaged."
     def __init__(self, i, o):
@@ -99,7 +99,7 @@ class Halve(nn.Module):
         short, long = self.narrow(x).chunk(2, 1)
         return self.norm(torch.cat([self.short(short), self.long(long), self.peak(x)], 1))
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #22aa538a
+# %% ../../nbs/35_attention_in_blocks.ipynb #96df9bdf
 WIDTHS = 32, 128, 256, 384
 
 def _head(channels):
