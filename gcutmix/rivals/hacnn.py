@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'windows', 'Hard', 'conv', 'NormReLU', 'Soft', 'Keep', 'Halve', 'HACNN']
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #da828097
+# %% ../../nbs/35_attention_in_blocks.ipynb #ed29db38
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from ..model import Network, Step
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #b4d6f0a0
+# %% ../../nbs/35_attention_in_blocks.ipynb #6d663b4b
 def windows(
     features, # (N,C,H,W)
     centres,  # (N,4,2): x and y from -1 to 1
@@ -28,7 +29,7 @@ def windows(
     seen = seen.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1)
     return seen.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #0e6965a0
+# %% ../../nbs/35_attention_in_blocks.ipynb #a1c55051
 class Hard(nn.Linear):
     "Averaged map (N,C) -> centres of four windows (N,4,2)."
     def __init__(self, channels):
@@ -38,7 +39,7 @@ class Hard(nn.Linear):
 
     def forward(self, pooled): return super().forward(pooled).tanh().unflatten(1, (4, 2))
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #55b918a2
+# %% ../../nbs/35_attention_in_blocks.ipynb #b281cf93
 def conv(i, o, size=1, stride=1, groups=1):
     "A convolution that keeps the size of the map, or halves it."
     return nn.Conv2d(i, o, size, stride, size//2, groups=groups)
@@ -70,7 +71,7 @@ class Soft(nn.Module):
         what = self.mix(self.channel(pooled))[..., None, None]
         return self.norm(self.where(features)*what).sigmoid()
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #9a307bd6
+# %% ../../nbs/35_attention_in_blocks.ipynb #d7ca43ad
 class Keep(nn.Module):
     "(N,i,H,W) -> (N,o,H,W): three streams through 1x1 and 3x3 convolutions, one averaged."
     def __init__(self, i, o):
@@ -99,7 +100,7 @@ class Halve(nn.Module):
         short, long = self.narrow(x).chunk(2, 1)
         return self.norm(torch.cat([self.short(short), self.long(long), self.peak(x)], 1))
 
-# %% ../../nbs/35_attention_in_blocks.ipynb #96df9bdf
+# %% ../../nbs/35_attention_in_blocks.ipynb #0b6b7e42
 WIDTHS = 32, 128, 256, 384
 
 def _head(channels):
@@ -121,26 +122,30 @@ class HACNN(Network):
         self.heads = nn.ModuleList([_head(WIDTHS[-1]), _head(4*WIDTHS[-1])])
         self.classifiers = nn.ModuleList(nn.Linear(512, num_classes) for _ in self.heads)
 
-    def maps(self, images):
-        """Of the image (N,384,H,W), of its windows (N,4*384,h,w), and for each stage what it
-        attended to: soft attention and centres."""
-        x, local, attended = self.stem(images), 0, []
-        size = round(.3*x.shape[2]), round(.875*x.shape[3]) # 24x28 of a map of 80x32
-        for stage, look, soft, hard in zip(self.stages, self.looks, self.soft, self.hard):
-            out = stage(x)
-            pooled = out.mean((2, 3))
-            attention, centres = soft(out, pooled), hard(pooled).float()
-            local = look(windows(x, centres, size) + local)
-            x, size = out*attention, local.shape[2:]
-            attended.append((attention, centres))
-        return x, local.unflatten(0, (-1, 4)).flatten(1, 2), attended
+# %% ../../nbs/35_attention_in_blocks.ipynb #116afdfe
+@patch
+def maps(self: HACNN, images):
+    """Of the image (N,384,H,W), of its windows (N,4*384,h,w), and for each stage what it
+    attended to: soft attention and centres."""
+    x, local, attended = self.stem(images), 0, []
+    size = round(.3*x.shape[2]), round(.875*x.shape[3]) # 24x28 of a map of 80x32
+    for stage, look, soft, hard in zip(self.stages, self.looks, self.soft, self.hard):
+        out = stage(x)
+        pooled = out.mean((2, 3))
+        attention, centres = soft(out, pooled), hard(pooled).float()
+        local = look(windows(x, centres, size) + local)
+        x, size = out*attention, local.shape[2:]
+        attended.append((attention, centres))
+    return x, local.unflatten(0, (-1, 4)).flatten(1, 2), attended
 
-    def steps(self, images, labels=None, generator=None):
-        "Two: of the image, and of its windows."
-        *both, _ = self.maps(images)
-        return [self._step(*parts) for parts in zip(both, self.heads, self.classifiers)]
+# %% ../../nbs/35_attention_in_blocks.ipynb #3e9bd349
+@patch
+def steps(self: HACNN, images, labels=None, generator=None):
+    "Two: of the image, and of its windows."
+    given = zip(self.maps(images), self.heads, self.classifiers)
+    return [_step(*parts) for parts in given]
 
-    def _step(self, features, head, classify):
-        pooled = features.mean((2, 3))
-        embedding = head(pooled)
-        return Step(features, pooled, embedding, classify(embedding))
+def _step(features, head, classify):
+    pooled = features.mean((2, 3))
+    embedding = head(pooled)
+    return Step(features, pooled, embedding, classify(embedding))
