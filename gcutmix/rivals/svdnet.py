@@ -21,7 +21,7 @@ def diagonal_share(
     gram = (weight @ weight.T).abs()
     return gram.diagonal().sum()/gram.sum()
 
-# %% ../../nbs/32_eigenlayer.ipynb #c85ecaa9
+# %% ../../nbs/32_eigenlayer.ipynb #576f3205
 def match_rows(new, old):
     "The rows of `new` (D,C) in the order, and with the signs, that are closest to those of `old`."
     cosines = F.normalize(old) @ F.normalize(new).T
@@ -35,15 +35,15 @@ def match_rows(new, old):
 def decorrelated(
     weight, # (D,C), D at most C
 ):          # (D,C)
-    "W = U S Vᵀ without U: orthogonal rows, and distances between outputs stay (Sun et al., 2017)."
+    "W = U S Vᵀ without U: orthogonal rows, and the distances stay (Sun et al., 2017)."
     old = weight.detach().double().cpu()
     U = torch.linalg.svd(old, full_matrices=False).U
     return match_rows(U.T @ old, old).to(weight)
 
-# %% ../../nbs/32_eigenlayer.ipynb #e9474930
+# %% ../../nbs/32_eigenlayer.ipynb #aa47ce17
 class SVDNet(Rival):
     """Sun et al., 2017: a linear layer without bias whose rows are made orthogonal seven times.
-    Batch norm stands still if the backbone has learned weights: without, it would not train."""
+    Batch norm stands still if the backbone starts from weights: without, it would not learn."""
     def __init__(self, variant, num_classes, backbone="resnet50", weights=None, options=None):
         super().__init__(variant, num_classes, backbone, weights, options)
         self.still.fill_(weights is not None)
@@ -52,20 +52,18 @@ class SVDNet(Rival):
     def build(self, num_classes):
         dim = min(1024, self.channels//2)
         self.eigen = nn.Linear(self.channels, dim, bias=False)
-        # .01 at ResNet-50's size, and outputs of the same size elsewhere
         nn.init.normal_(self.eigen.weight, std=.01*(2048/self.channels)**.5)
         self.classify = classifier(dim, num_classes, .01*(1024/dim)**.5)
         self.register_buffer("still", torch.tensor(False))
 
     def train(self, mode=True):
         super().train(mode)
-        norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in norms: norm.train(mode and not self.still)
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d): m.train(mode and not self.still)
         return self
 
     @torch.no_grad()
     def decorrelate(self, images, labels, config):
-        "Replace the eigenlayer's weights."
         self.eigen.weight.copy_(decorrelated(self.eigen.weight))
 
     def steps(self, images, labels=None, generator=None):
