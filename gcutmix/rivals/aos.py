@@ -40,7 +40,7 @@ def windows(
     rows, columns = (0 <= down) & (down < side), (0 <= right) & (right < side)
     return rows[:, :, None] & columns[:, None]
 
-# %% ../../nbs/33_occlusion.ipynb #d00b0436
+# %% ../../nbs/33_occlusion.ipynb #5987c8a7
 def window_losses(
     classify,    # normalised images -> logits
     image,       # uint8 (3,H,W)
@@ -50,7 +50,8 @@ def window_losses(
 ):               # (P,)
     "The probability of everybody else, with each window hidden."
     image, losses = normalize(image[None]), []
-    for some in hidden.split(128):
+    at_once = 128 if hidden.is_cuda else 16 # few fit into the cache of a CPU
+    for some in hidden.split(at_once):
         seen = image.masked_fill(some[:, None], 0)
         if mirror: seen = torch.cat([seen, seen.flip(-1)])
         others = classify(seen).float().softmax(1)
