@@ -16,7 +16,7 @@ from ..images import normalize
 from .plain import IDE
 from ..training import seeded_model
 
-# %% ../../nbs/33_occlusion.ipynb #e8c45181
+# %% ../../nbs/33_occlusion.ipynb #b292192c
 def window_grid(
     size,   # height and width of the images
     step=0, # pixels between places; 0: as published
@@ -28,6 +28,7 @@ def window_grid(
         raise ValueError(f"a window of {side}x{side} does not fit into images of {H}x{W}")
     return side, torch.arange(0, H - side + 1, step), torch.arange(0, W - side + 1, step)
 
+# %% ../../nbs/33_occlusion.ipynb #f111a2dd
 def windows(
     size, step=0, # as of `window_grid`
     which=None,   # (M,) places, counted row by row; None: all
@@ -40,7 +41,7 @@ def windows(
     rows, columns = (0 <= down) & (down < side), (0 <= right) & (right < side)
     return rows[:, :, None] & columns[:, None]
 
-# %% ../../nbs/33_occlusion.ipynb #5987c8a7
+# %% ../../nbs/33_occlusion.ipynb #5e2307cf
 def window_losses(
     classify,    # normalised images -> logits
     image,       # uint8 (3,H,W)
@@ -59,6 +60,7 @@ def window_losses(
         losses.append(others.sum(1).view(-1, len(some)).mean(0))
     return torch.cat(losses)
 
+# %% ../../nbs/33_occlusion.ipynb #9b397139
 def blur(losses, size, step=0):
     "(N,P): the mean over each place and its neighbours, nine of them, or fewer at the border."
     _, tops, lefts = window_grid(size, step)
