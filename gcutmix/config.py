@@ -32,13 +32,18 @@ class Options:
     overlap: float = .1          # CAMA: weight of the penalty on common attention
     overlap_form: str = "product" # CAMA: product of squashed maps, or softmax: of pairs
     overlap_detach: bool = False # CAMA: only the later branch learns from the penalty
+    window_step: int = 0         # AOS: pixels between places; 0: as published, 10 of 256 rows
+    window_mirror: bool = True   # AOS: measure the mirror image too
+    window_rule: str = "sampling" # AOS: place by its loss; or hardest, easiest, random
 
     def __post_init__(self):
         "ValueError for an option that nothing would notice later."
         self.block = tuple(self.block)
         choices = dict(partner=("negative", "positive", "any"), cam_grad=("sample", "batch"),
-                       overlap_form=("product", "softmax"))
-        check_fields(self, choices, pairs=["block"], least=dict(dim=1, k=0, overlap=0))
+                       overlap_form=("product", "softmax"),
+                       window_rule=("sampling", "hardest", "easiest", "random"))
+        least = dict(dim=1, k=0, overlap=0, window_step=0)
+        check_fields(self, choices, pairs=["block"], least=least)
 
 # %% ../nbs/56_config.ipynb #02eea97d
 @dataclass
