@@ -44,15 +44,13 @@ def triplet(step, labels, config):
 def mixed_ce_and_triplet(step, labels, config):
     """Of images with a part of somebody else: `step.share` (N,) is each image's own, the rest
     is of image `step.others` (N,). The triplet loss knows the person of the larger part."""
-    target = labels.to(step.logits.device, non_blocking=True)
-    share = step.share.to(target.device, non_blocking=True)
-    ces = [F.cross_entropy(step.logits.float(), who, reduction="none",
-                           label_smoothing=config.label_smoothing)
-           for who in (target, target[step.others.to(target.device)])]
-    larger = torch.where(step.share < .5, labels[step.others], labels)
-    # in a very small batch it may be one person everywhere, and then there is no triplet
+    logits, theirs, own = step.logits.float(), labels[step.others], step.share[:, None]
+    people = (F.one_hot(who, logits.shape[1]) for who in (theirs, labels))
+    soft = torch.lerp(*(one.float() for one in people), own).to(logits.device, non_blocking=True)
+    larger = torch.where(step.share < .5, theirs, labels)
+    # in a tiny batch this may be one person everywhere, and then there is no triplet
     if (larger == larger[0]).all(): larger = labels
-    ce = torch.lerp(*ces[::-1], share).mean()
+    ce = F.cross_entropy(logits, soft, label_smoothing=config.label_smoothing)
     return ce, batch_hard_triplet(step.embedding, larger)
 
 # %% ../nbs/52_variants.ipynb #33a51e49
