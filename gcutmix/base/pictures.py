@@ -15,8 +15,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.patheffects import Normal, Stroke
 
 # %% ../../nbs/53_pictures.ipynb #71986dcb
-BRANCHES = dict(G="#6A3D9A", AC1="#B15928", AC2="#00A6A6", BDB1="#F781BF", BDB2="#8C8C00")
-BRANCH_LINES = dict(G="-", AC1="--", AC2=":", BDB1="--", BDB2=":")
+BRANCHES = dict(G="#6A3D9A", AC1="#B15928", AC2="#00A6A6", BDB1="#F781BF", BDB2="#8C8C00",
+                RC1="#D9A066", RC2="#9FA8C9")
+BRANCH_LINES = dict(G="-", AC1="--", AC2=":", BDB1="--", BDB2=":", RC1="--", RC2=":")
 RIGHT, WRONG = "#009E73", "#CC3377" # a match, and none
 OURS, THEIRS = "#003F3F", "#BDBDBD" # in races; a floor is black
 ACCENT, QUIET = "#4477AA", "#888888" # anything else

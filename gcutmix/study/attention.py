@@ -19,7 +19,8 @@ from ..data import load_dataset
 from ..images import load_images
 from ..model import load_model
 from .cues import SCENE, coverages, cue_cells, cue_shares, drop_cues
-from .maps import branch_maps, branch_names, overlaps, rounded, top_blocks
+from .maps import (branch_maps, branch_names, check_branches, overlaps, rounded,
+                                top_blocks)
 
 # %% ../../nbs/24_attention.ipynb #74d53d9d
 WANTED = "expected the .safetensors file that gcutmix_train writes beside its result"
@@ -95,6 +96,7 @@ def measure(
     check_split(split)
     path, device = Path(network), choose_device(device)
     model, recipe = open_network(path)
+    check_branches(model)
     data = load_dataset(dataset or recipe["dataset"], root)
     check_people(recipe, data, path.name)
     if split == "train": check_classes(recipe, data, path.name)

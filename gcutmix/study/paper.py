@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'BOTH', 'METRICS', 'ROWS', 'SPLITS', 'PUBLISHED', 'BRANCH_BY_BRANCH', 'PARTNERS', 'PAPER', 'SLIPS',
            'QUESTIONS', 'TABLES', 'USUAL', 'as_columns', 'rows_of', 'has_slip', 'printed_difference', 'filled',
-           'num_blocks', 'base_k', 'is_guided', 'cell_of']
+           'num_blocks', 'base_k', 'cell_of']
 
 # %% ../../nbs/20_paper.ipynb #e8617d6d
 import numpy as np
 
 from ..base.resume import recipe
 from ..config import TrainConfig
-from ..cutmix import guided_cutmix
 from ..model import BACKBONES
 from ..variants import VARIANTS, find_variant
 
@@ -161,16 +160,13 @@ def base_k(
     return max(1, round(k/32*num_blocks(settings)))
 
 # %% ../../nbs/20_paper.ipynb #4fde2a2d
-def is_guided(variant):
-    "Whether a method looks before it mixes: only then partner and k play a part."
-    return any(b.interfere is guided_cutmix for b in find_variant(variant).branches)
-
 def cell_of(
     settings, # a `recipe`
 ):            # str
     "The name of a run's configuration: 'G', 'PC2', 'PC2-positive', 'PC2-k4'."
     settings = filled(settings)
     name = settings["variant"]
-    if not is_guided(name): return name
-    if settings["partner"] != "negative": name += f"-{settings['partner']}"
-    return name if settings["k"] == base_k(settings) else f"{name}-k{settings['k']}"
+    plays = find_variant(name).plays
+    if "partner" in plays and settings["partner"] != "negative": name += f"-{settings['partner']}"
+    if "k" in plays and settings["k"] != base_k(settings): name += f"-k{settings['k']}"
+    return name
