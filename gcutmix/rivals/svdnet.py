@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['diagonal_share', 'match_rows', 'decorrelated', 'SVDNet']
 
-# %% ../../nbs/32_eigenlayer.ipynb #6f5ba2ae
+# %% ../../nbs/32_eigenlayer.ipynb #15653b74
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from ..model import Step
 from .plain import Rival, classifier, dropout
 
-# %% ../../nbs/32_eigenlayer.ipynb #ea58f47c
+# %% ../../nbs/32_eigenlayer.ipynb #a9eb9dea
 def diagonal_share(
     weight, # (D,C)
 ):          # S(W), from 1/D to 1
@@ -21,7 +21,7 @@ def diagonal_share(
     gram = (weight @ weight.T).abs()
     return gram.diagonal().sum()/gram.sum()
 
-# %% ../../nbs/32_eigenlayer.ipynb #576f3205
+# %% ../../nbs/32_eigenlayer.ipynb #891904c3
 def match_rows(new, old):
     "The rows of `new` (D,C) in the order, and with the signs, that are closest to those of `old`."
     cosines = F.normalize(old) @ F.normalize(new).T
@@ -40,7 +40,7 @@ def decorrelated(
     U = torch.linalg.svd(old, full_matrices=False).U
     return match_rows(U.T @ old, old).to(weight)
 
-# %% ../../nbs/32_eigenlayer.ipynb #aa47ce17
+# %% ../../nbs/32_eigenlayer.ipynb #f4edd77c
 class SVDNet(Rival):
     """Sun et al., 2017: a linear layer without bias whose rows are made orthogonal seven times.
     Batch norm stands still if the backbone starts from weights: without, it would not learn."""
@@ -64,6 +64,7 @@ class SVDNet(Rival):
 
     @torch.no_grad()
     def decorrelate(self, images, labels, config):
+        "Replace the weights of the eigenlayer: called before each restraint."
         self.eigen.weight.copy_(decorrelated(self.eigen.weight))
 
     def steps(self, images, labels=None, generator=None):
