@@ -116,7 +116,7 @@ def test_it_stands_on_other_backbones(name, backbone):
 
 
 def test_a_recipe_of_its_own_is_asked_for_in_vain(config_of):
-    with pytest.raises(ValueError, match="PC2 was published with the table's own recipe"):
+    with pytest.raises(ValueError, match="PC2 has no recipe of its own"):
         fit(replace(config_of("PC2"), own=True), quiet=True)
 
 
