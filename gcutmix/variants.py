@@ -4,20 +4,16 @@
 
 # %% auto #0
 __all__ = ['G', 'BDB1', 'BDB2', 'AC1', 'AC2', 'RC1', 'RC2', 'PAPERS', 'PLAIN', 'STRIPES', 'SVD', 'AOS', 'MAPS', 'WINDOWS', 'PAN',
-           'MIXING', 'VARIANTS', 'Branch', 'ce_and_triplet', 'cross_entropy', 'half_cross_entropy', 'triplet',
-           'mixed_ce_and_triplet', 'flip_and_cutout', 'flip_only', 'flip_and_erase', 'crop_and_flip',
-           'crop_flip_and_erase', 'side_by_side', 'pooled', 'unit_pooled', 'unit_embeddings', 'Variant',
-           'cross_entropy_and_overlap', 'find_variant', 'training_of']
+           'MIXING', 'VARIANTS', 'Branch', 'Variant', 'find_variant', 'training_of']
 
 # %% ../nbs/52_variants.ipynb #9d2ea46f
 from dataclasses import dataclass, replace
 
-import torch
-import torch.nn.functional as F
-
 from .cutmix import blind_drop, guided_cutmix, random_cutmix
-from .images import augment, normalize, random_crop, random_erasing, random_flip
-from .losses import batch_hard_triplet, branch_losses
+from .ingredients import (ce_and_triplet, crop_and_flip, crop_flip_and_erase, cross_entropy,
+                                 cross_entropy_and_overlap, flip_and_cutout, flip_and_erase,
+                                 flip_only, half_cross_entropy, mixed_ce_and_triplet, pooled,
+                                 side_by_side, triplet, unit_embeddings, unit_pooled)
 from .phases import Phase, Training, falling, tenths
 
 # %% ../nbs/52_variants.ipynb #b9b452f8
@@ -27,78 +23,6 @@ class Branch:
     name: str
     interfere: callable = None # as `cutmix.guided_cutmix`; None: nothing
     pool: str = "max"          # "avg" or "max"
-
-# %% ../nbs/52_variants.ipynb #b06b8df5
-def ce_and_triplet(step, labels, config):
-    "Cross entropy and batch-hard triplet loss of one branch."
-    return branch_losses(step.embedding, step.logits, labels, config.label_smoothing)
-
-def cross_entropy(step, labels, config):
-    "Cross entropy alone."
-    target = labels.to(step.logits.device, non_blocking=True)
-    return F.cross_entropy(step.logits.float(), target, label_smoothing=config.label_smoothing),
-
-def half_cross_entropy(step, labels, config):
-    "Cross entropy of one branch out of two: summed, their mean."
-    return cross_entropy(step, labels, config)[0]/2,
-
-def triplet(step, labels, config):
-    "Batch-hard triplet loss alone."
-    return batch_hard_triplet(step.embedding, labels),
-
-def mixed_ce_and_triplet(step, labels, config):
-    """Of images with a part of somebody else: `step.share` (N,) is each image's own, the rest
-    is of image `step.others` (N,). The triplet loss knows the person of the larger part."""
-    logits, theirs, own = step.logits.float(), labels[step.others], step.share[:, None]
-    people = (F.one_hot(who, logits.shape[1]) for who in (theirs, labels))
-    soft = torch.lerp(*(one.float() for one in people), own).to(logits.device, non_blocking=True)
-    larger = torch.where(step.share < .5, theirs, labels)
-    # in a tiny batch this may be one person everywhere, and then there is no triplet
-    if (larger == larger[0]).all(): larger = labels
-    ce = F.cross_entropy(logits, soft, label_smoothing=config.label_smoothing)
-    return ce, batch_hard_triplet(step.embedding, larger)
-
-# %% ../nbs/52_variants.ipynb #33a51e49
-def flip_and_cutout(images, generator, config):
-    "The paper's augmentation of a batch, with the numbers of a `TrainConfig`."
-    side = round(config.cutout_share*images.shape[3])
-    return augment(images, generator, config.flip, config.cutout_p, side, config.random_erasing)
-
-def flip_only(images, generator, config):
-    "A mirror image, by chance."
-    return augment(images, generator, config.flip, cutout_p=0)
-
-def flip_and_erase(images, generator, config):
-    "Random erasing in place of Cutout, with the numbers of its paper (Zhong et al., 2020)."
-    images = flip_only(images, generator, config)
-    return random_erasing(images, generator, .5, (.02, .4), (.3, 1/.3))
-
-def crop_and_flip(images, generator, config):
-    "A window of the image, an eighth larger, and perhaps its mirror image (TriNet)."
-    images = random_crop(normalize(images), generator, 9/8)
-    return random_flip(images, generator, config.flip)
-
-def crop_flip_and_erase(images, generator, config):
-    "As before, then random erasing."
-    images = crop_and_flip(images, generator, config)
-    return random_erasing(images, generator, .5, (.02, .4), (.3, 1/.3))
-
-# %% ../nbs/52_variants.ipynb #d0eaa53e
-def side_by_side(steps):
-    "The embeddings of all branches as one feature, (N, branches*D)."
-    return torch.cat([step.embedding for step in steps], 1)
-
-def pooled(steps):
-    "The pooled vectors of all branches, (N, branches*C)."
-    return torch.cat([step.pooled for step in steps], 1)
-
-def unit_pooled(steps):
-    "The pooled vectors, each of length one."
-    return torch.cat([F.normalize(step.pooled) for step in steps], 1)
-
-def unit_embeddings(steps):
-    "The embeddings, each of length one."
-    return torch.cat([F.normalize(step.embedding) for step in steps], 1)
 
 # %% ../nbs/52_variants.ipynb #ed21a540
 @dataclass(frozen=True)
@@ -192,10 +116,6 @@ AOS = _rival("AOS", "#5B6FB5", "aos:AOS", **_NAMES, feature=unit_pooled, augment
              own=Training("sgd", .02, 5e-4, _anew, flip_only, (("backbone", .5),)))
 
 # %% ../nbs/52_variants.ipynb #062447dd
-def cross_entropy_and_overlap(step, labels, config):
-    "Cross entropy, and CAMA's price of looking at the same place."
-    return *cross_entropy(step, labels, config), config.overlap*step.overlap
-
 # reconstructed: see the chapter
 MAPS = (
     _rival("CAMA", "#8073AC", "cama:CAMA", losses=cross_entropy_and_overlap,

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gcutmix.training as training
+import gcutmix.ingredients as ingredients
 import gcutmix.variants as variants
 from conftest import killed_at
 from gcutmix.base.devices import make_accelerator
@@ -28,11 +29,11 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GP
 @pytest.fixture
 def drawn(monkeypatch):
     "What each step of this process takes: its batch (a sum per image) and its generator's seed."
-    found, augment = [], variants.augment
+    found, augment = [], ingredients.augment
     def spy(images, generator, *more):
         found.append((images.long().sum((1, 2, 3)).tolist(), generator.initial_seed()))
         return augment(images, generator, *more)
-    monkeypatch.setattr(variants, "augment", spy)
+    monkeypatch.setattr(ingredients, "augment", spy)
     return found
 
 

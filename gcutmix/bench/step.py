@@ -21,7 +21,7 @@ from ..config import TrainConfig
 from ..images import keyed_generator
 from ..model import BACKBONES, create_model
 from ..training import forward_loss, learning_rate
-from ..variants import flip_and_cutout
+from ..ingredients import flip_and_cutout
 
 # %% ../../nbs/61_step_speed.ipynb #69895346
 def network_and_images(bench, variant, **options):
