@@ -6,7 +6,7 @@
 __all__ = ['drop_channels', 'drop_blocks', 'Dropping', 'Dropout', 'DropBlock', 'random_boxes', 'MixedStep', 'Mixing', 'CutMix',
            'AttentiveCutMix']
 
-# %% ../../nbs/37_mixing.ipynb #ecf07294
+# %% ../../nbs/37_mixing.ipynb #b5f89cf4
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,13 +16,13 @@ from ..cutmix import feature_cutmix, guided_mask, sample_partners
 from ..model import ProgressiveNet, Step
 from .plain import dropout
 
-# %% ../../nbs/37_mixing.ipynb #59b26006
+# %% ../../nbs/37_mixing.ipynb #38f31170
 def drop_channels(features, before, labels, generator, options):
     "Zero half of the channels of each map, and double the others (Tompson et al., 2015)."
     ones = features.new_ones(*features.shape[:2], 1, 1)
     return features*dropout(ones, .5, generator), None
 
-# %% ../../nbs/37_mixing.ipynb #6087cccc
+# %% ../../nbs/37_mixing.ipynb #1f7d18bb
 def drop_blocks(features, before, labels, generator, options, p=.1, side=7):
     "Zero squares of `side` cells in each channel, about a share `p` in all (Ghiasi et al., 2018)."
     N, C, H, W = features.shape
@@ -34,7 +34,7 @@ def drop_blocks(features, before, labels, generator, options, p=.1, side=7):
     keep = 1 - gone
     return features*(keep/keep.mean().clamp(min=1e-6)).to(features.dtype), None
 
-# %% ../../nbs/37_mixing.ipynb #28c36577
+# %% ../../nbs/37_mixing.ipynb #86a55829
 class Dropping(ProgressiveNet):
     "G, whose map loses something in training."
     def __init__(self, *given):
@@ -44,7 +44,7 @@ class Dropping(ProgressiveNet):
 class Dropout(Dropping): drop = staticmethod(drop_channels)
 class DropBlock(Dropping): drop = staticmethod(drop_blocks)
 
-# %% ../../nbs/37_mixing.ipynb #40d41318
+# %% ../../nbs/37_mixing.ipynb #0e57aa09
 def random_boxes(
     N,         # images
     size,      # their height and width
@@ -60,7 +60,7 @@ def random_boxes(
     rows, columns = inside
     return 1 - (rows[:, :, None] & columns[:, None]).float()[:, None]
 
-# %% ../../nbs/37_mixing.ipynb #14b05c39
+# %% ../../nbs/37_mixing.ipynb #dd42cb8d
 @dataclass
 class MixedStep(Step):
     "A `Step` on mixed images."
@@ -83,7 +83,7 @@ class CutMix(Mixing):
     def mask(self, images, labels, others, generator):
         return random_boxes(len(images), images.shape[2:], generator)
 
-# %% ../../nbs/37_mixing.ipynb #cb0a337b
+# %% ../../nbs/37_mixing.ipynb #9bcdb5a5
 class AttentiveCutMix(Mixing):
     "Walawalkar et al., 2020, with the network's own Grad-CAM."
     def mask(self, images, labels, others, generator):
