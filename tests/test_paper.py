@@ -29,3 +29,11 @@ def test_a_setting_that_came_later_changes_no_cell():
         if made[key] != USUAL[key]: continue
         older = {k: v for k, v in made.items() if k != key}
         assert filled(older) == made and cell_of(older) == cell_of(made) == "PC2-any"
+
+
+def test_partner_and_k_name_a_cell_where_they_play_a_part():
+    changed = recipe(make_preset("demo", "pedestrians", partner="any", k=4))
+    cells = {name: cell_of(changed | {"variant": name}) for name in VARIANTS}
+    more = {name: cell.removeprefix(name) for name, cell in cells.items() if cell != name}
+    assert more == {"PC1": "-any-k4", "PC2": "-any-k4", "PC2-random": "-any-k4",
+                    "G+AttentiveCutMix": "-k4"}

@@ -163,10 +163,11 @@ def base_k(
 def cell_of(
     settings, # a `recipe`
 ):            # str
-    "The name of a run's configuration: 'G', 'PC2', 'PC2-positive', 'PC2-k4'."
+    "The name of a run's configuration: 'G', 'PC2', 'PC2-positive', 'PC2-k4', 'PCB-own'."
     settings = filled(settings)
     name = settings["variant"]
     plays = find_variant(name).plays
+    if settings["own"]: name += "-own"
     if "partner" in plays and settings["partner"] != "negative": name += f"-{settings['partner']}"
     if "k" in plays and settings["k"] != base_k(settings): name += f"-k{settings['k']}"
     return name
