@@ -34,8 +34,7 @@ def read_attention(folder):
 # %% ../../nbs/22_tables.ipynb #ed8b22cd
 CELL = ("variant", "partner", "k", "seed") # what the runs of one table may differ in
 NAMED = ("dataset", "backbone", "size", "epochs") # every title names them, or its page does
-# they belong to the machine; the windows are how finely AOS measures
-FREE = ("eval_every", "precision", "channels_last", "window_step", "window_mirror")
+FREE = ("eval_every", "precision", "channels_last", "window_step", "window_mirror") # in no title
 
 def setting(result):
     "What a result has in common with all that may stand in one table with it, in words."
