@@ -152,7 +152,8 @@ MIXING = (
     _rival("G+AttentiveCutMix", "#253494", "mixing:AttentiveCutMix", **_MIXED, plays=("k",)))
 
 # %% ../nbs/52_variants.ipynb #435215a1
-VARIANTS = {v.name: v for v in (*PAPERS, *PLAIN, *STRIPES, *SVD, AOS, *MAPS, *WINDOWS, *PAN, *MIXING)}
+_ALL = *PAPERS, *PLAIN, *STRIPES, *SVD, AOS, *MAPS, *WINDOWS, *PAN, *MIXING
+VARIANTS = {record.name: record for record in _ALL}
 
 def find_variant(name):
     "The record of a method. ValueError for an unknown name."
