@@ -22,22 +22,24 @@ def ce_and_triplet(step, labels, config):
 def cross_entropy(step, labels, config):
     "Cross entropy alone."
     target = labels.to(step.logits.device, non_blocking=True)
-    return F.cross_entropy(step.logits.float(), target, label_smoothing=config.label_smoothing),
+    smoothing = config.label_smoothing
+    return (F.cross_entropy(step.logits.float(), target, label_smoothing=smoothing),)
 
 def half_cross_entropy(step, labels, config):
-    "Cross entropy of one branch out of two: summed, their mean."
-    return cross_entropy(step, labels, config)[0]/2,
+    "Half of the cross entropy: the sum over two branches is their mean."
+    return (cross_entropy(step, labels, config)[0]/2,)
 
 def triplet(step, labels, config):
     "Batch-hard triplet loss alone."
-    return batch_hard_triplet(step.embedding, labels),
+    return (batch_hard_triplet(step.embedding, labels),)
 
 def mixed_ce_and_triplet(step, labels, config):
     """Of images with a part of somebody else: `step.share` (N,) is each image's own, the rest
     is of image `step.others` (N,). The triplet loss knows the person of the larger part."""
     logits, theirs, own = step.logits.float(), labels[step.others], step.share[:, None]
-    people = (F.one_hot(who, logits.shape[1]) for who in (theirs, labels))
-    soft = torch.lerp(*(one.float() for one in people), own).to(logits.device, non_blocking=True)
+    classes = logits.shape[1]
+    soft = own*F.one_hot(labels, classes) + (1 - own)*F.one_hot(theirs, classes)
+    soft = soft.to(logits.device, non_blocking=True)
     larger = torch.where(step.share < .5, theirs, labels)
     # in a tiny batch this may be one person everywhere, and then there is no triplet
     if (larger == larger[0]).all(): larger = labels
@@ -58,20 +60,20 @@ def flip_only(images, generator, config):
     "A mirror image, by chance."
     return augment(images, generator, config.flip, cutout_p=0)
 
+_ERASING = .5, (.02, .4), (.3, 1/.3) # chance, share of the area, height over width
+
 def flip_and_erase(images, generator, config):
-    "Random erasing in place of Cutout, with the numbers of its paper (Zhong et al., 2020)."
-    images = flip_only(images, generator, config)
-    return random_erasing(images, generator, .5, (.02, .4), (.3, 1/.3))
+    "Random erasing (Zhong et al., 2020) in place of Cutout, with the numbers of the public code."
+    return random_erasing(flip_only(images, generator, config), generator, *_ERASING)
 
 def crop_and_flip(images, generator, config):
-    "A window of the image, an eighth larger, and perhaps its mirror image (TriNet)."
+    "Enlarge by an eighth, take a random window of the old size, perhaps mirror it (TriNet)."
     images = random_crop(normalize(images), generator, 9/8)
     return random_flip(images, generator, config.flip)
 
 def crop_flip_and_erase(images, generator, config):
-    "As before, then random erasing."
-    images = crop_and_flip(images, generator, config)
-    return random_erasing(images, generator, .5, (.02, .4), (.3, 1/.3))
+    "`crop_and_flip`, then random erasing."
+    return random_erasing(crop_and_flip(images, generator, config), generator, *_ERASING)
 
 # %% ../nbs/70_ingredients.ipynb #d0eaa53e
 def side_by_side(steps):

@@ -58,10 +58,10 @@ def mark_trained(network, phase):
     "Gradients for what the phase trains, and for nothing else. ValueError if that is nothing."
     for name, parameter in network.named_parameters():
         chosen = not phase.trains or name.startswith(phase.trains)
-        parameter.requires_grad_(chosen and not name.startswith(phase.frozen or ("\0",)))
+        parameter.requires_grad_(chosen and not name.startswith(phase.frozen))
     if not any(p.requires_grad for p in network.parameters()):
-        raise ValueError(f"a phase trains nothing: no parameter's name begins with one of "
-                         f"{phase.trains or 'all names'} and with none of {phase.frozen}")
+        raise ValueError(f"this phase trains nothing: check the names in trains={phase.trains} "
+                         f"and frozen={phase.frozen}")
 
 # %% ../nbs/59_phases.ipynb #7205f598
 @dataclass(frozen=True)

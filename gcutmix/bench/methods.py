@@ -31,6 +31,8 @@ def size_of(
 ):                   # millions of parameters, billions of multiply-adds per test image
     "What a method's network on ResNet-50 holds and computes, at the size of its paper."
     model = create_model(variant, num_classes).eval()
+    for switch in model.buffers(): # as the last of several phases leaves it
+        if switch.dtype == torch.bool: switch.fill_(True)
     image = torch.zeros(1, 3, *PUBLISHED_AT.get(variant, (384, 128)))
     with torch.no_grad(): operations = flop_of(lambda: model(image))
     return sum(p.numel() for p in model.parameters())/1e6, operations/2e9

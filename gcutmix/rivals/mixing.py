@@ -39,7 +39,7 @@ class Dropping(ProgressiveNet):
     "G, whose map loses something in training."
     def __init__(self, *given):
         super().__init__(*given)
-        self.branches = replace(self.branches[0], interfere=self.drop),
+        self.branches = (replace(self.branches[0], interfere=self.drop),)
 
 class Dropout(Dropping): drop = staticmethod(drop_channels)
 class DropBlock(Dropping): drop = staticmethod(drop_blocks)
