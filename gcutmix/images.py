@@ -9,7 +9,7 @@ __all__ = ['load_images', 'to_device', 'keyed_generator', 'random_flip', 'normal
 # %% ../nbs/01_images.ipynb #425dbfc8
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import interpolate
 
 from .base.cache import cache_file, open_cache, write_cache
 
@@ -151,7 +151,7 @@ def random_crop(
 ) -> torch.Tensor: # (N,3,H,W)
     "Enlarge the images, bilinearly, and take a random window of the old size from each."
     N, _, H, W = images.shape
-    larger = F.interpolate(images, (round(H*share), round(W*share)), mode="bilinear")
+    larger = interpolate(images, (round(H*share), round(W*share)), mode="bilinear")
     y, x = torch.rand(2, N, 1, generator=generator)
     rows = (y*(larger.shape[2] - H + 1)).long() + torch.arange(H)
     columns = (x*(larger.shape[3] - W + 1)).long() + torch.arange(W)
