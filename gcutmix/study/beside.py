@@ -137,16 +137,32 @@ def phase_gains(found):
     return rows
 
 # %% ../../nbs/38_side_by_side.ipynb #e4d8f340
-def plot_cost(results, cost, mark="o"):
+def _heights(points, gap):
+    "Where labels stand: at their points' heights, or higher if another label is too near."
+    placed = {}
+    for name, (x, y) in sorted(points.items(), key=lambda point: point[1][1]):
+        for other_x, other_y in placed.values(): # from below
+            if abs(np.log(x/other_x)) < .55: y = max(y, other_y + gap)
+        placed[name] = x, y
+    return placed
+
+def plot_cost(results, cost):
     "Rank-1 of the common recipe against the time of the training steps."
-    fig, ax = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    times = cost["comparisons"][0]["ratios"]
+    fig, ax = plt.subplots(figsize=(7.6, 5.4), layout="constrained")
+    times, points = cost["comparisons"][0]["ratios"], {}
     for name, record in VARIANTS.items():
         runs = list(select(results, name).values())
         if not runs or name not in times: continue
         x, (y, half) = times[name]["median"], interval(percent(runs, "rank1"))
-        ax.errorbar(x, y, 0 if np.isnan(half) else half, fmt=mark, color=record.colour)
-        ax.annotate(f" {name}", (x, y), fontsize=8, va="center")
+        points[name] = x, y
+        ax.errorbar(x, y, 0 if np.isnan(half) else half, fmt="o", color=record.colour)
+    labels = _heights(points, 3.2)
+    for name, (x, y) in labels.items():
+        ax.annotate(name, points[name], (x*1.06, y), fontsize=8, va="center",
+                    arrowprops=dict(arrowstyle="-", color=QUIET, lw=.5, shrinkB=3))
     ax.set(xlabel="time of the training steps, G = 1", ylabel="rank-1, %", xscale="log")
+    ax.set_xticks([.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    ax.minorticks_off()
+    if labels: ax.set_ylim(top=max(y for _, y in labels.values()) + 3)
     ax.grid(alpha=.3)
     return fig
