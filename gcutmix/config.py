@@ -52,7 +52,7 @@ class TrainConfig(Options):
     dataset: str = "cuhk03-detected" # a name that `load_dataset` knows, or any folder's
     root: str = None                 # its folder; None: $GCUTMIX_DATA, else data
     variant: str = "PC2"             # a method: G, BDB, BDB3, PC1, PC2, or a rival
-    own: bool = False                # a rival's own optimiser, rates and augmentation, as published
+    own: bool = False                # a rival's published optimiser, rates and augmentation instead
     backbone: str = "resnet50"       # or resnet18, resnet34, resnet101, mobilenet_v2, tiny
     weights: str = "IMAGENET1K_V1"   # torchvision's name, a local file, or none
     size: tuple = (384, 128)         # image height and width

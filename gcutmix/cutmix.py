@@ -28,6 +28,7 @@ def partner_matrix(
 ):                   # (N,N) bool: may image j fill the holes of image i?
     """The partners that Table 4 compares (N, P, P+N). Never the image itself.
     ValueError for an unknown mode or shape."""
+    if pids is None: raise ValueError("partners are chosen by identity: pass the labels")
     pids = torch.as_tensor(pids)
     if pids.ndim != 1:
         raise ValueError(f"pids of shape {tuple(pids.shape)}: expected one per image, (N,)")
@@ -46,8 +47,8 @@ def sample_partners(
 ):                   # (N,) int64 indices into the batch
     """One random partner per image, uniform over those that `mode` allows.
     ValueError if an image has none."""
-    pids = torch.as_tensor(pids)
     allowed = partner_matrix(pids, mode)
+    pids = torch.as_tensor(pids)
     lonely = (~allowed.any(1)).nonzero().flatten()
     if len(lonely):
         raise ValueError(f"image {int(lonely[0])} (identity {int(pids[lonely[0]])}) of this "

@@ -134,6 +134,8 @@ class Network(nn.Module):
         steps = self.steps(images, labels, generator)
         return steps if self.training else self.record.feature(steps)
 
+    def check_size(self, size): "For a method that asks more of the images' (height, width)."
+
 class ProgressiveNet(Network):
     "backbone -> branches in a row. Its feature: the embeddings side by side, (N, branches*dim)."
     def __init__(self, variant, num_classes, backbone="resnet50", weights=None, options=None):
@@ -185,6 +187,7 @@ def check_map(
     for before, branch in zip(steps, model.branches[1:]):
         if branch.interfere:
             branch.interfere(before.features, before, labels, torch.Generator(), model.options)
+    model.check_size(size)
     model.train()
 
 # %% ../nbs/07_model.ipynb #ec05fcb6

@@ -9,6 +9,7 @@ __all__ = ['Phase', 'phase_ends', 'tenths', 'falling', 'learning_rate', 'mark_tr
 # %% ../nbs/59_phases.ipynb #b22449d3
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -28,18 +29,26 @@ def phase_ends(
     phases, # tuple of `Phase`
     total,  # iterations of the run
 ):          # list of int
-    "After how many iterations each phase is over."
+    "After how many iterations each phase is over. ValueError if one has none."
     shares = list(accumulate(phase.share for phase in phases))
-    return [round(total*share/shares[-1]) for share in shares]
+    ends = [round(total*share/shares[-1]) for share in shares]
+    if len({0, *ends}) == len(ends) + 1: return ends
+    raise ValueError(f"{total} iterations are too few for {len(phases)} phases with shares of "
+                     f"{[phase.share for phase in phases]}: train for more epochs")
 
 # %% ../nbs/59_phases.ipynb #e929d9fe
+# partial, and not a function inside a function: a network with its record can be pickled
 def tenths(*shares):
     "A schedule: a tenth after each of these shares of the phase."
-    return lambda passed: .1**sum(passed >= share for share in shares)
+    return partial(_tenths, shares)
 
 def falling(start, end):
     "A schedule: constant up to the share `start`, then exponentially down to the factor `end`."
-    return lambda passed: end**max(0, (passed - start)/(1 - start))
+    return partial(_falling, start, end)
+
+def _tenths(shares, passed): return .1**sum(passed >= share for share in shares)
+
+def _falling(start, end, passed): return end**max(0, (passed - start)/(1 - start))
 
 # %% ../nbs/59_phases.ipynb #7db3bde9
 def learning_rate(
@@ -117,8 +126,11 @@ def rate(run, done):
 def aim(run):
     "Begin the phases that are due, and set the rate of the next iteration."
     while run.done >= run.ends[run.phase]:
+        before = run.training.phases[run.phase + 1].before
+        if before: run.save() # what precedes a phase may take long
         if run.phase == 0: # what the other phases start from
             found = run.test()
             run.first = dict(iterations=run.done, rank1=found.rank1, mAP=found.mAP)
         run.begin_phase(run.phase + 1)
+        if before: run.save()
     set_rate(run.optimizer, run.rate(run.done))

@@ -25,7 +25,7 @@ from .images import keyed_generator, load_images, to_device
 from .model import check_map, create_model, save_model
 from .phases import aim, begin_phase, learning_rate, phase_ends, rate
 from .samplers import PKSampler
-from .variants import find_variant, training_of
+from .variants import find_variant, training_of, weights_of
 
 _all_ = ["learning_rate", "TrainConfig", "make_preset", "recipe", "Run", "read_run", "run_paths"]
 
@@ -64,7 +64,7 @@ def seeded_model(
     options = {f.name: getattr(config, f.name) for f in fields(Options)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = create_model(config.variant, num_classes, config.backbone, config.weights,
+        model = create_model(config.variant, num_classes, config.backbone, weights_of(config),
                              **options)
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
@@ -91,6 +91,7 @@ class Trainer:
         "Sampler, network, images and optimiser; what can be wrong is looked at before decoding."
         self.data, train, c = data, data.train, self.config
         self.sampler = PKSampler(train.pids, c.p, c.instances, c.seed)
+        self.ends = phase_ends(self.training.phases, self.total)
         model = seeded_model(c, train.num_pids)
         check_map(model, c.size)
         images = load_images(train, c.size, progress=not self.quiet)
@@ -100,9 +101,9 @@ class Trainer:
 
     network = property(lambda self: self.accelerator.unwrap_model(self.model))
     done = property(lambda self: self.epoch*len(self.sampler) + len(self.rows)) # iterations
+    weights = property(lambda self: weights_of(self.config))
     terms = property(lambda self: find_variant(self.config.variant).terms)
     total = property(lambda self: self.config.epochs*len(self.sampler))
-    ends = property(lambda self: phase_ends(self.training.phases, self.total))
 
 # %% ../nbs/09_training.ipynb #879b9d01
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['G', 'BDB1', 'BDB2', 'AC1', 'AC2', 'RC1', 'RC2', 'PAPERS', 'PLAIN', 'STRIPES', 'SVD', 'AOS', 'CAMA', 'HACNN', 'PAN',
-           'MIXING', 'VARIANTS', 'Branch', 'Variant', 'find_variant', 'training_of']
+           'MIXING', 'VARIANTS', 'Branch', 'Variant', 'find_variant', 'weights_of', 'training_of']
 
 # %% ../nbs/52_variants.ipynb #9d2ea46f
 from dataclasses import dataclass, replace
@@ -42,6 +42,7 @@ class Variant:
     groups: tuple = ()     # as of `Training`
     plays: tuple = ()      # of "partner" and "k": the settings that make a difference
     own: Training = None   # as published; None: as the table is trained
+    alone: bool = False    # from scratch with layers of its own: backbone and weights play no part
 
 # %% ../nbs/52_variants.ipynb #ce6bf374
 G, BDB1, BDB2 = Branch("G", pool="avg"), Branch("BDB1", blind_drop), Branch("BDB2", blind_drop)
@@ -78,6 +79,7 @@ PLAIN = (
 _backbone = (("backbone", .1),)
 _pcb = Phase(60, schedule=tenths(2/3))
 # part classifier alone, then everything at a tenth
+_hard = Phase(60, frozen=("parts",))
 _soft = (Phase(5, trains=("parts",), rate=.1, before="soften"), Phase(10, rate=.1))
 _steady = tuple(replace(phase, schedule=tenths()) for phase in _soft)
 _own_pcb = Training("nesterov", .1, 5e-4, (_pcb,), flip_only, _backbone)
@@ -85,8 +87,8 @@ _PARTS = dict(**_NAMES, feature=unit_pooled, augmentation=flip_and_cutout)
 STRIPES = (
     _rival("PCB", "#E7298A", "pcb:PCB", **_PARTS, own=_own_pcb),
     _rival("PCB-shared", "#FBB4D9", "pcb:SharedPCB", **_PARTS, own=_own_pcb),
-    _rival("PCB+RPP", "#980043", "pcb:RPP", **_PARTS, phases=(Phase(60), *_soft),
-           own=replace(_own_pcb, phases=(_pcb, *_steady))))
+    _rival("PCB+RPP", "#980043", "pcb:RPP", **_PARTS, phases=(_hard, *_soft),
+           own=replace(_own_pcb, phases=(replace(_pcb, frozen=("parts",)), *_steady))))
 
 # %% ../nbs/52_variants.ipynb #badf27ab
 def _rounds(*schedule):
@@ -125,7 +127,7 @@ CAMA = _rival("CAMA", "#8073AC", "cama:CAMA", losses=cross_entropy_and_overlap,
 # As the public code trains it on CUHK03; the rate does not fall.
 _own_hacnn = Training("adam", 3e-4, 5e-4, (Phase(schedule=tenths()),), crop_and_flip)
 HACNN = _rival("HA-CNN", "#01665E", "hacnn:HACNN", losses=half_cross_entropy, terms=("ce",),
-               feature=unit_embeddings, own=_own_hacnn)
+               feature=unit_embeddings, own=_own_hacnn, alone=True)
 
 # %% ../nbs/52_variants.ipynb #854eae8d
 # Published for SGD: .1 for new layers, a fiftieth for copied ones, 1e-5 for the zoom's last.
@@ -159,6 +161,10 @@ def find_variant(name):
     if name not in VARIANTS:
         raise ValueError(f"variant {name!r}: expected one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
+
+def weights_of(config):
+    "The weights that a run starts with: none if the method has layers of its own."
+    return None if find_variant(config.variant).alone else config.weights
 
 def training_of(config):
     """`Training` of a run: the table's, with the method's phases, or the method's own.

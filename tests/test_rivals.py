@@ -1,4 +1,5 @@
 "The methods of Table 2: each is built, trained, killed inside a phase, and has its row."
+import pickle
 import shlex
 import subprocess
 from copy import deepcopy
@@ -15,9 +16,10 @@ from gcutmix.model import create_model
 from gcutmix.phases import phase_ends
 from gcutmix.study.beside import rows_of_table_2, table_2
 from gcutmix.study.paper import PAPER, TABLES, cell_of
+from gcutmix.study.runs import cells
 from gcutmix.study.tables import read_results
-from gcutmix.training import fit, forward_loss, recipe
-from gcutmix.variants import VARIANTS, training_of
+from gcutmix.training import Trainer, fit, forward_loss, recipe
+from gcutmix.variants import VARIANTS, training_of, weights_of
 
 NAMED = {"IDE", "TriNet", "TriNet+Era", "SVDNet", "SVDNet+Era", "AOS", "PCB", "PCB-shared",
          "PCB+RPP", "CAMA", "HA-CNN", "PAN", "G+Dropout", "G+DropBlock", "G+CutMix",
@@ -77,7 +79,7 @@ def test_killed_inside_a_phase_it_goes_on_bit_for_bit(config_of, cell, tmp_path)
 
 @pytest.mark.parametrize("cell", slow_but("IDE"))
 def test_it_runs_and_its_loss_is_a_number(config_of, cell):
-    config = config_of(cell, 4)
+    config = config_of(cell, 8)
     run = fit(config, quiet=True)
     assert run.metrics.mAP > 0 and cell_of(recipe(config)) == cell
     assert set(run.history[0]) >= {"loss", "accuracy", *VARIANTS[config.variant].terms}
@@ -130,3 +132,45 @@ def test_one_file_less_is_one_cell_less(tmp_path):
     assert full["PCB"] and not less["PCB"]
     assert {k: v for k, v in full.items() if k != "PCB"} == {k: v for k, v in less.items()
                                                             if k != "PCB"}
+
+
+def test_every_cell_can_start_from_weights():
+    "HA-CNN has layers of its own: the table's weights are not for it."
+    small = cells(make_preset("small", "cuhk03-p1-detected"))
+    assert NAMED <= set(small)
+    without = {name for name, config in small.items() if weights_of(config) is None}
+    assert without == {"HA-CNN", "HA-CNN-own"}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_its_network_can_be_pickled(name):
+    model = create_model(name, 4, "tiny")
+    assert pickle.loads(pickle.dumps(model)).record.name == name
+
+
+@pytest.mark.parametrize("cell", ["PCB+RPP", "AOS", "PAN", "SVDNet", "PCB+RPP-own"])
+def test_a_run_without_room_for_every_phase_is_refused(config_of, cell):
+    with pytest.raises(ValueError, match="too few for .* phases"):
+        Trainer(replace(config_of(cell, 1), p=16), quiet=True)
+
+
+@pytest.mark.parametrize("cell, changes, complaint", [
+    ("AOS", dict(size=(320, 24)), "does not fit into images"),
+    ("G+AttentiveCutMix", dict(k=32), "the whole 24x8 map")])
+def test_what_cannot_run_is_told_before_the_training(config_of, cell, changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Trainer(replace(config_of(cell), **changes), quiet=True)
+
+
+def test_what_precedes_a_phase_is_saved(config_of, monkeypatch):
+    "A run that stops in the first step after the windows were measured does not measure again."
+    config = config_of("AOS")
+    trainer, measured = Trainer(config, quiet=True), []
+    def stop(self, batch): raise KeyboardInterrupt
+    trainer.run(16, float("inf"))
+    monkeypatch.setattr(Trainer, "train_step", stop)
+    with pytest.raises(KeyboardInterrupt): trainer.run(17, float("inf"))
+    again = Trainer(config, quiet=True)
+    again.network.occlude = lambda *_: measured.append(1)
+    again.load()
+    assert again.phase == 1 and torch.equal(again.kept, trainer.kept) and not measured

@@ -125,7 +125,7 @@ def finish_run(
 ):
     "Write network and result; delete the checkpoint."
     if not run.accelerator.is_main_process: return
-    origin = provenance(run.data, run.device, run.config.weights)
+    origin = provenance(run.data, run.device, run.weights)
     save_network(run.paths.model)
     write_json(run.paths.result, dict(
         command=command, code=run.code, iterations=run.total, seconds=round(run.seconds, 1),

@@ -105,6 +105,8 @@ class AOS(IDE):
         self.load_state_dict(start.state_dict())
         return rows
 
+    def check_size(self, size): window_grid(size, self.options.window_step)
+
     def with_kept(self, images, rows, generator):
         "Hide a window in half of the images, uint8 (N,3,H,W), at places drawn from `rows`."
         place = draw_places(rows, self.options.window_rule, generator)

@@ -87,9 +87,19 @@ class CutMix(Mixing):
 class AttentiveCutMix(Mixing):
     "Walawalkar et al., 2020, with the network's own Grad-CAM."
     def mask(self, images, labels, others, generator):
-        self.eval() # the batch is not to be counted twice
-        with torch.set_grad_enabled(self.options.cam_grad == "batch"):
-            seen, = ProgressiveNet.steps(self, images)
-            blocks = guided_mask(seen, labels, self.options)
-        self.train()
+        blocks = self.looked_at(images, labels)
         return F.interpolate(blocks[others], images.shape[2:])
+
+    def looked_at(self, images, labels):
+        "(N,1,h,w) zeros where G looks, in evaluation mode: the batch is not to be counted twice."
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            with torch.set_grad_enabled(self.options.cam_grad == "batch"):
+                seen, = ProgressiveNet.steps(self, images)
+                return guided_mask(seen, labels, self.options)
+        finally:
+            for module in training: module.training = True
+
+    def check_size(self, size):
+        self.looked_at(torch.zeros(2, 3, *size), torch.zeros(2, dtype=torch.long))

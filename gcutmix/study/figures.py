@@ -62,7 +62,7 @@ def plot_curves(
         for name in ROWS:
             curves = [curve(r, key) for r in select(results, name).values()]
             if curves: draw_curves(ax, VARIANTS[name], curves)
-    if results: panels[0][0].legend()
+    if panels[0][0].lines: panels[0][0].legend()
     return fig
 
 # %% ../../nbs/23_figures.ipynb #991b5047

@@ -28,7 +28,7 @@ from .figures import plot_cmc, plot_curves, plot_differences, plot_k
 from .paper import COLUMNS, SLIPS
 from .runs import plan, shortened
 from .tables import (by_setting, comparisons, coverage_rows, markdown, overlap_rows,
-                                  provenance_line, read_attention, read_results, table)
+                                  provenance_line, read_attention, read_results, setting, table)
 from ..training import fit, make_preset
 
 # %% ../../nbs/28_report.ipynb #5be0c9f6
@@ -50,8 +50,9 @@ def draw_group(title, group, dataset, stem, suffix):
     text = [f"## {title}\n"]
     for number in "234":
         text += [f"Table {number}\n", markdown(table(group, number, dataset)) + "\n"]
-    text += ["Rivals\n", markdown(rivalry({dataset: group})) + "\n",
-             "What later phases add\n", markdown(phase_gains({dataset: group})) + "\n"]
+    if group:
+        text += ["Rivals\n", markdown(rivalry({dataset: group})) + "\n",
+                 "What later phases add\n", markdown(phase_gains({dataset: group})) + "\n"]
     text += ["Differences\n", markdown(comparisons(group)) + "\n", provenance_line(group) + "\n"]
     for name, plot in PLOTS.items() if group else ():
         path = Path(f"{stem}-{name}{suffix}.svg")
@@ -147,6 +148,8 @@ def draw_table_2(
     file = Path(results)/"benchmarks"/"methods-tiny-cpu.json"
     cost = read_json(file) if file.exists() else None
     text = ["# Table 2, measured\n", markdown(table_2(sides, cost)) + "\n"]
+    for side, group in sides.items():
+        if group: text += [f"{side}: {setting(group[0])}; {provenance_line(group)}\n"]
     if not (cost and sides["drawn"]): return text
     save_figure(plot_cost(sides["drawn"], cost), Path(out)/"cost.svg")
     return [*text, "![accuracy against cost](cost.svg)\n"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..base.files import read_json
 from .paper import (METRICS, PAPER, QUESTIONS, TABLES, USUAL, cell_of, filled,
-                                 has_slip)
+                                 has_slip, usual_where_idle)
 
 # %% ../../nbs/22_tables.ipynb #ae4a6267
 def _read(folder, pattern): return [read_json(path) for path in sorted(Path(folder).glob(pattern))]
@@ -38,7 +38,7 @@ FREE = ("eval_every", "precision", "channels_last", "window_step", "window_mirro
 
 def setting(result):
     "What a result has in common with all that may stand in one table with it, in words."
-    r = filled(result["recipe"])
+    r = usual_where_idle(filled(result["recipe"]))
     words = [r["backbone"], "x".join(map(str, r["size"])), f"{r['epochs']} epochs"]
     others = sorted(set(r) - {*CELL, *NAMED, *FREE})
     return ", ".join(words + [f"{key} {r[key]}" for key in others if r[key] != USUAL.get(key)])
