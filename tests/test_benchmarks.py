@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +17,7 @@ from gcutmix.base.console import UNSET, given
 from gcutmix.bench import levers, ranking
 from gcutmix.bench.counters import peak_memory
 from gcutmix.bench.levers import measure_levers
+from gcutmix.bench.methods import measure_methods
 from gcutmix.bench.parts import PARTS, bench_command, gcutmix_bench, measure
 from gcutmix.bench.profile import Stopwatch, stretches
 from gcutmix.bench.races import Bench
@@ -158,6 +160,10 @@ def results(tmp_path_factory):
     for part in ("step", "evaluation", "growth", "data", "profile"):
         gcutmix_bench(part, out, batch=4, **SIZES)
     gcutmix_bench("levers", out, batch=4, levers=("fused", "allocator"), **SIZES)
+    few = partial(measure_methods, variants=("G", "PCB+RPP"))
+    with pytest.MonkeyPatch.context() as change:
+        change.setitem(PARTS, "methods", few)
+        gcutmix_bench("methods", out, batch=8, **SIZES)
     return out
 
 
@@ -169,8 +175,9 @@ def test_every_part_writes_a_file(results):
     assert found == {f"{part}-tiny-cpu.json" for part in PARTS}
     for r in read_benchmarks(results):
         assert KEYS <= set(r)
-        assert r["command"].startswith(f"gcutmix_bench --part {r['part']} --device cpu --batch 4 "
-                                       f"--backbone tiny --size 96x32")
+        batch = 8 if r["part"] == "methods" else 4
+        assert r["command"].startswith(f"gcutmix_bench --part {r['part']} --device cpu --batch "
+                                       f"{batch} --backbone tiny --size 96x32")
         assert str(results.parent) not in json.dumps(r) and r["floors"]["matrix"] > 0
 
 

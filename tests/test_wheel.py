@@ -73,7 +73,7 @@ def test_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     small = shlex.split("--root people --p 8 --epochs 2 --warmup 1 --decay_at 1,2")
     run(bin/shlex.split(stored)[0], *shlex.split(stored)[1:], *small, cwd=tmp_path)
     nothing = shlex.split("--data-root people --budget 0")
-    assert "0 of 12 runs" in run(bin/"gcutmix_reproduce", *nothing, cwd=tmp_path)
+    assert "runs have a result" in run(bin/"gcutmix_reproduce", *nothing, cwd=tmp_path)
     result = json.loads((tmp_path/"runs"/"PC2-tiny-s0.json").read_text())
     assert result["iterations"] == 4 and 0 < result["metrics"]["mAP"] < 1
     assert result["code"] == metadata(wheel, "METADATA").split("\nVersion: ")[1].split()[0]
