@@ -163,7 +163,7 @@ def results(tmp_path_factory):
     few = partial(measure_methods, variants=("G", "PCB+RPP"))
     with pytest.MonkeyPatch.context() as change:
         change.setitem(PARTS, "methods", few)
-        gcutmix_bench("methods", out, batch=8, **SIZES)
+        gcutmix_bench("methods", out, batch=16, **SIZES)
     return out
 
 
@@ -175,7 +175,7 @@ def test_every_part_writes_a_file(results):
     assert found == {f"{part}-tiny-cpu.json" for part in PARTS}
     for r in read_benchmarks(results):
         assert KEYS <= set(r)
-        batch = 8 if r["part"] == "methods" else 4
+        batch = 16 if r["part"] == "methods" else 4
         assert r["command"].startswith(f"gcutmix_bench --part {r['part']} --device cpu --batch "
                                        f"{batch} --backbone tiny --size 96x32")
         assert str(results.parent) not in json.dumps(r) and r["floors"]["matrix"] > 0
