@@ -54,6 +54,7 @@ def measured(results, cell):
     mark = "‡"*any(map(untrained, runs))
     return f"{plus_minus(*rank1)} / {mAP[0]:.1f} ({len(runs)}){mark}"
 
+# %% ../../nbs/38_side_by_side.ipynb #07ffa3c6
 def main_group(results):
     "The largest group of results that may share a table; an empty list without results."
     return max(by_setting(results).values(), key=len, default=[])
@@ -66,6 +67,13 @@ def of_table(
     cells = TABLES[number].values()
     return [r for r in results if cell_of(r["recipe"]).removesuffix("-own") in cells]
 
+# %% ../../nbs/38_side_by_side.ipynb #a3e9e8dd
+def _cost(name, cost):
+    if not cost or name not in cost["sizes"]: return {"M": "", "GMAC": "", "time": ""}
+    size, time = cost["sizes"][name], cost["comparisons"][0]["ratios"].get(name)
+    return {"M": f"{size['parameters']:.1f}", "GMAC": f"{size['multiply_adds']:.2f}",
+            "time": f"{time['median']:.2f}" if time else ""}
+
 def _row(row, found, cost):
     name = TABLES["2"][row]
     printed = PAPER["2"]["cuhk03-detected"].get(row, (None, None))
@@ -77,12 +85,7 @@ def _row(row, found, cost):
     texts[f"{first}, own"] = measured(found[first], f"{name}-own")
     return texts | _cost(name, cost)
 
-def _cost(name, cost):
-    if not cost or name not in cost["sizes"]: return {"M": "", "GMAC": "", "time": ""}
-    size, time = cost["sizes"][name], cost["comparisons"][0]["ratios"].get(name)
-    return {"M": f"{size['parameters']:.1f}", "GMAC": f"{size['multiply_adds']:.2f}",
-            "time": f"{time['median']:.2f}" if time else ""}
-
+# %% ../../nbs/38_side_by_side.ipynb #e0f23e04
 def table_2(
     found,     # side -> results; the first side gets a column for the own recipe, too
     cost=None, # what `gcutmix_bench --part methods` wrote
@@ -102,8 +105,8 @@ RIVALRY = { # question: (a, b, a - b in the literature, where)
     "G+AttentiveCutMix - G+CutMix": ("G+AttentiveCutMix", "G+CutMix", -8.7, "second hand"),
     "PC2 - CAMA": ("PC2", "CAMA", 8.6, "the paper's table"),
     "PC2 - PCB": ("PC2", "PCB", 13.9, "the paper's table")}
-PHASES = ("PCB+RPP", "SVDNet", "SVDNet+Era", "AOS", "PAN")
 
+# %% ../../nbs/38_side_by_side.ipynb #9262ae0b
 def _gap(mean, half, n): return f"{plus_minus(mean, half, '+')} ({n})" if n else ""
 
 def direction(gap, said):
@@ -115,6 +118,7 @@ def direction(gap, said):
     if said is None: return "above 0" if mean > 0 else "below 0"
     return "agrees" if mean*said > 0 else "disagrees"
 
+# %% ../../nbs/38_side_by_side.ipynb #aaee0258
 def rivalry(found):
     "Differences in points of rank-1 for each side of `found`, and whether the literature agrees."
     rows = []
@@ -125,6 +129,9 @@ def rivalry(found):
             gap = difference(results, a, b)
             rows[-1] |= {side: _gap(*gap), f"{side}: direction": direction(gap, said)}
     return rows
+
+# %% ../../nbs/38_side_by_side.ipynb #8b721023
+PHASES = ("PCB+RPP", "SVDNet", "SVDNet+Era", "AOS", "PAN")
 
 def phase_gain(results, cell):
     "Rank-1 at the end minus rank-1 after the first phase: mean, half of the interval, runs."
@@ -153,6 +160,7 @@ def _heights(points, gap):
         placed[name] = x, y
     return placed
 
+# %% ../../nbs/38_side_by_side.ipynb #ebc9fa50
 def plot_cost(results, cost):
     "Rank-1 of the common recipe against the time of the training steps."
     fig, ax = plt.subplots(figsize=(7.6, 5.4), layout="constrained")
