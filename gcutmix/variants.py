@@ -40,7 +40,7 @@ class Variant:
     feature: callable = side_by_side
     phases: tuple = (Phase(),)
     groups: tuple = ()     # as of `Training`
-    plays: tuple = ()      # of "partner" and "k": the settings that make a difference
+    plays: tuple = ()      # settings that only some methods read, of those that this one reads
     own: Training = None   # as published; None: as the table is trained
     alone: bool = False    # from scratch with layers of its own: backbone and weights play no part
 
@@ -114,13 +114,14 @@ SVD = (
 _again = Phase(60, before="occlude")
 _anew = tuple(replace(phase, schedule=tenths(26/60, 51/60)) for phase in (Phase(60), _again))
 AOS = _rival("AOS", "#5B6FB5", "aos:AOS", **_NAMES, feature=unit_pooled, augmentation=flip_only,
-             phases=(Phase(60), _again),
+             phases=(Phase(60), _again), plays=("window_rule", "window_step", "window_mirror"),
              own=Training("sgd", .02, 5e-4, _anew, flip_only, (("backbone", .5),)))
 
 # %% ../nbs/52_variants.ipynb #062447dd
 # reconstructed: see the chapter
 CAMA = _rival("CAMA", "#8073AC", "cama:CAMA", losses=cross_entropy_and_overlap,
-              terms=("ce", "overlap"), feature=pooled)
+              terms=("ce", "overlap"), feature=pooled,
+              plays=("overlap", "overlap_form", "overlap_detach"))
 
 # %% ../nbs/52_variants.ipynb #530d7b65
 # From scratch, and with its own network: `backbone` is not looked at, and `weights` must be None.

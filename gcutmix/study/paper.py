@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BOTH', 'METRICS', 'ROWS', 'SPLITS', 'PUBLISHED', 'BRANCH_BY_BRANCH', 'PARTNERS', 'PAPER', 'SLIPS',
-           'QUESTIONS', 'TABLES', 'USUAL', 'READ_BY', 'as_columns', 'rows_of', 'has_slip', 'printed_difference',
-           'filled', 'usual_where_idle', 'num_blocks', 'base_k', 'cell_of']
+           'QUESTIONS', 'TABLES', 'USUAL', 'as_columns', 'rows_of', 'has_slip', 'printed_difference', 'filled',
+           'usual_where_idle', 'num_blocks', 'base_k', 'cell_of']
 
 # %% ../../nbs/20_paper.ipynb #e8617d6d
 import numpy as np
@@ -143,14 +143,12 @@ def filled(
     return {**USUAL, **settings}
 
 # %% ../../nbs/20_paper.ipynb #c0053d19
-READ_BY = dict(overlap="CAMA", overlap_form="CAMA", overlap_detach="CAMA", window_rule="AOS",
-               window_step="AOS", window_mirror="AOS") # the only method that reads a setting
-
 def usual_where_idle(
     settings, # a whole `recipe`
 ):            # dict
     "As they are, but with the default of each setting that the method does not read."
-    idle = [key for key, name in READ_BY.items() if settings["variant"] != name]
+    some = {key for record in VARIANTS.values() for key in record.plays}
+    idle = some - set(find_variant(settings["variant"]).plays)
     return settings | {key: USUAL[key] for key in idle}
 
 # %% ../../nbs/20_paper.ipynb #b8c68a24
