@@ -45,7 +45,6 @@ def init_weights(module):
         if module.bias is not None: nn.init.zeros_(module.bias)
     if isinstance(module, nn.BatchNorm1d): nn.init.normal_(module.weight, 1., .02)
 
-# %% ../nbs/07_model.ipynb #676ef05d
 def _conv(i, o, size, stride, *more):
     "Convolution, batch norm, and what follows."
     conv = nn.Conv2d(i, o, size, stride, size//2, bias=False)
@@ -136,6 +135,7 @@ class Network(nn.Module):
 
     def check_size(self, size): "For a method that asks more of the images' (height, width)."
 
+# %% ../nbs/07_model.ipynb #c7ff960d
 class ProgressiveNet(Network):
     "backbone -> branches in a row. Its feature: the embeddings side by side, (N, branches*dim)."
     def __init__(self, variant, num_classes, backbone="resnet50", weights=None, options=None):

@@ -73,13 +73,13 @@ class Trainer:
     "Data, network, optimiser, and where the run stands."
     save, load, how = save_run, load_run, property(how)
     begin_phase, aim, rate = begin_phase, aim, rate
-
     def __init__(self, config, quiet=False):
         self.config, self.quiet, self.paths = config, quiet, run_paths(config)
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
         self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
         self.training, self.kept, self.first = training_of(config), None, None
+        self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
         self.code, self.last_saved = code_version(), time.monotonic()
         if config.p % self.parts:
             raise ValueError(f"p = {config.p} identities per batch do not divide among "
@@ -101,8 +101,6 @@ class Trainer:
 
     network = property(lambda self: self.accelerator.unwrap_model(self.model))
     done = property(lambda self: self.epoch*len(self.sampler) + len(self.rows)) # iterations
-    weights = property(lambda self: weights_of(self.config))
-    terms = property(lambda self: find_variant(self.config.variant).terms)
     total = property(lambda self: self.config.epochs*len(self.sampler))
 
 # %% ../nbs/09_training.ipynb #879b9d01

@@ -131,7 +131,7 @@ def rivalry(found):
     return rows
 
 # %% ../../nbs/38_side_by_side.ipynb #8b721023
-PHASES = ("PCB+RPP", "SVDNet", "SVDNet+Era", "AOS", "PAN")
+PHASES = tuple(name for name, record in VARIANTS.items() if len(record.phases) > 1)
 
 def phase_gain(results, cell):
     "Rank-1 at the end minus rank-1 after the first phase: mean, half of the interval, runs."
