@@ -140,9 +140,13 @@ class ProgressiveNet(Network):
     "backbone -> branches in a row. Its feature: the embeddings side by side, (N, branches*dim)."
     def __init__(self, variant, num_classes, backbone="resnet50", weights=None, options=None):
         super().__init__(variant, num_classes, backbone, options)
-        self.backbone = create_backbone(backbone, weights)
-        norms = [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-        channels, self.bottleneck = norms[-1].num_features, None
+        net = create_backbone(backbone, weights)
+        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.attach(net, norms[-1].num_features, num_classes)
+
+    def attach(self, backbone, channels, num_classes):
+        "The branches on a backbone whose map has so many channels."
+        self.backbone, self.bottleneck = backbone, None
         if len(self.branches) > 1:
             self.bottleneck = Bottleneck(channels, channels//4).apply(init_weights)
         heads = [Head(channels, self.options.dim, num_classes) for _ in self.branches]
