@@ -78,8 +78,8 @@ def comparable(
     "Both sides of a ranking, checked. ValueError for what cannot be ranked or compared."
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f'metric: found {metric!r}, expected "euclidean" or "cosine"')
-    q, qp, qc = as_side(*query, "query", device)
-    g, gp, gc = as_side(*gallery, "gallery", q.device)
+    q, qp, qc = as_side(*query, name="query", device=device)
+    g, gp, gc = as_side(*gallery, name="gallery", device=q.device)
     if q.shape[1] != g.shape[1]:
         raise ValueError(f"query features have {q.shape[1]} dimensions, gallery features "
                          f"{g.shape[1]}; take both from one model")
@@ -94,20 +94,20 @@ def _check_pair(name, pair):
 
 def check_fields(
     settings,   # an object with attributes
-    choices={}, # name -> the values it may have
+    choices=(), # name -> the values it may have
     shares=(),  # names of numbers from 0 to 1
     pairs=(),   # names of (height, width)
-    least={},   # name -> its smallest value
+    least=(),   # name -> its smallest value
 ):
     "ValueError for a setting that nothing would notice later."
-    for name, known in choices.items():
+    for name, known in dict(choices).items():
         if (value := getattr(settings, name)) not in known:
             raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
     for name in shares:
         if not 0 <= (value := getattr(settings, name)) <= 1:
             raise ValueError(f"{name} {value}: expected a share from 0 to 1")
     for name in pairs: _check_pair(name, getattr(settings, name))
-    for name, smallest in least.items():
+    for name, smallest in dict(least).items():
         if (value := getattr(settings, name)) < smallest:
             raise ValueError(f"{name} {value}: expected {smallest} or more")
 
