@@ -187,17 +187,15 @@ def fit(
     quiet=False,          # no progress
     max_seconds=math.inf, # stop after so long
 ):                        # `Run`
-    """Train, test after the last epoch, write the result.
-    The same call goes on with a stopped run. A finished one is read from its result,
-    without a look at the data: another `root` needs another `name` or `out`.
-    ValueError if files of that name are of another run, FloatingPointError if training explodes,
-    Busy (an OSError) if a different process trains it. Ctrl-C leaves a checkpoint."""
+    """Train, test after the last epoch, write the result. The same call goes on with a stopped run.
+    A finished one is read from its result, without a look at the data: another `root` needs
+    another `name` or `out`. ValueError if files of that name are of another run, Busy (an OSError)
+    if a different process trains it, FloatingPointError if training explodes."""
     if max_steps is not None and max_steps < 0:
         raise ValueError(f"max_steps {max_steps}: expected 0 or more")
     paths = run_paths(config)
-    if paths.result.exists(): return read_run(paths.result, config)
-    with locked(paths):
-        if paths.result.exists(): return read_run(paths.result, config) # since a moment
+    with locked(paths), stoppable():
+        if paths.result.exists(): return read_run(paths.result, config)
         trainer = Trainer(config, quiet)
         if paths.checkpoint.exists(): trainer.load()
         stop, deadline = trainer.total, time.monotonic() + max_seconds

@@ -109,8 +109,7 @@ def command(function=None, *, settings=None):
     @wraps(function)
     def run(*args, **kwargs):
         if args or kwargs: return function(*args, **kwargs)
-        asked = given(parser_of(function, settings), sys.argv[1:])
-        try: return function(**asked)
+        try: return function(**given(parser_of(function, settings), sys.argv[1:]))
         except MISTAKES as error: sys.exit(f"{function.__name__}: {error}")
         except KeyboardInterrupt as stop: end(function.__name__, stop)
     run.parser = lambda: parser_of(function, settings)

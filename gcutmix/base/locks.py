@@ -24,11 +24,12 @@ def _holder(note):
         if text := note.read_text(encoding="utf-8"): return text
     return "a different process"
 
-# %% ../../nbs/71_locks.ipynb #04c02cbe
+# %% ../../nbs/71_locks.ipynb #aeb57024
 @contextmanager
 def locked(paths):
     "Hold the lock of a run with these files, from `paths_beside`. Busy (an OSError) if others do."
-    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+    follows = "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
+    if follows or paths.result.exists():
         yield
         return
     check_writable(paths.result.parent)
@@ -105,10 +106,10 @@ def _handled():
         for number, handler in usual.items(): signal.signal(number, handler)
         if usual: _Asked.number = None
 
-# %% ../../nbs/71_locks.ipynb #e5d2d171
+# %% ../../nbs/71_locks.ipynb #40e9bba0
 @contextmanager
 def stoppable(
-    leave=lambda: "stopped", # called at the end, by a signal or not; returns how to go on
+    leave=lambda: "stopped, the same call starts again", # called at the end, signal or not
 ):
     "A block that SIGINT, SIGTERM and SIGHUP end with `Stopped`, a KeyboardInterrupt."
     with _handled():
