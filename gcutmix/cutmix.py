@@ -124,24 +124,24 @@ def mix(
     labels,    # (N,) identities
     generator, # torch.Generator on the CPU
     options,   # with partner and detach_partner
-):             # (N,C,H,W)
+):             # (N,C,H,W), the mask, and (N,) partners on the CPU
     "Eq. 3 with one random partner per image."
     partners = sample_partners(labels, options.partner, generator)
-    partners = partners.to(features.device, non_blocking=True)
     others = features.detach() if options.detach_partner else features
-    return feature_cutmix(features, others[partners], mask)
+    others = others[partners.to(features.device, non_blocking=True)]
+    return feature_cutmix(features, others, mask), mask, partners
 
 # %% ../nbs/04_feature_cutmix.ipynb #1d817adb
 def guided_cutmix(features, before, labels, generator, options):
     "AC1 and AC2: the blocks that the branch before looks at become somebody else's."
     mask = guided_mask(before, labels, options)
-    return mix(features, mask, labels, generator, options), mask
+    return mix(features, mask, labels, generator, options)
 
 def random_cutmix(features, before, labels, generator, options):
     "The control: as many blocks become somebody else's, but chosen blindly."
     heat = torch.rand(features[:, 0].shape, generator=generator).to(features.device)
     mask = cut_blocks(heat, before, options)
-    return mix(features, mask, labels, generator, options), mask
+    return mix(features, mask, labels, generator, options)
 
 def blind_drop(features, before, labels, generator, options):
     "Batch DropBlock: it asks nobody."

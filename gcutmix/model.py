@@ -73,8 +73,7 @@ BACKBONES |= dict(mobilenet_v2=Backbone(_mobilenet, 16, (4, 7, 14, 19)),
 
 def create_backbone(
     name="resnet50", # one of BACKBONES
-    # torchvision's weights or their name; a local .pth, .pt or .safetensors file; or None
-    weights=None,
+    weights=None,    # torchvision's or their name; a .pth, .pt or .safetensors file; or None
     last_stride=1,   # 2: with the last down-sampling, as some rivals have it
 ):                   # nn.Module: (N,3,H,W) -> (N,C,H/16,W/16), `tiny` (N,128,H/4,W/4)
     """A network without its last down-sampling, pooling and classifier.
@@ -119,6 +118,7 @@ class Step:
     logits: torch.Tensor      # (N,classes)
     mask: torch.Tensor = None # (N,1,H,W), 0 where another image was mixed in; None without CutMix
     head: Head = None         # of this branch: it knows how its logits depend on `pooled`
+    partners: torch.Tensor = None # (N,) whose map fills the holes, on the CPU
 
 # %% ../nbs/07_model.ipynb #bc4c9fc9
 class Network(nn.Module):
@@ -154,11 +154,11 @@ class ProgressiveNet(Network):
         shared = self.bottleneck(T) if self.bottleneck else None # T' of the drawing
         steps, given = [], (labels, generator, self.options)
         for branch, head in zip(self.branches, self.heads):
-            features, mask = shared if steps else T, None
+            features, mask, others = shared if steps else T, None, ()
             if self.training and branch.interfere:
-                features, mask = branch.interfere(features, *steps[-1:] or [None], *given)
+                features, mask, *others = branch.interfere(features, *steps[-1:] or [None], *given)
             pooled = features.mean((2, 3)) if branch.pool == "avg" else features.amax((2, 3))
-            steps.append(Step(features, pooled, *head(pooled), mask=mask, head=head))
+            steps.append(Step(features, pooled, *head(pooled), mask, head, *others))
         return steps
 
 # %% ../nbs/07_model.ipynb #2fa6c35e

@@ -17,10 +17,10 @@ from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version
 from .base.resume import checked, finish_run, how, load_run, recipe, save_run
-from .config import (Options, Run, TrainConfig, command_of, make_preset, read_run,
-                            run_paths)
+from .config import Options, Run, TrainConfig, command_of, make_preset, read_run, run_paths
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
+from .guards import guarded, guards_of
 from .images import keyed_generator, load_images, to_device
 from .model import check_map, create_model, save_model
 from .phases import aim, begin_phase, learning_rate, phase_ends, rate
@@ -77,7 +77,7 @@ class Trainer:
         self.config, self.quiet, self.paths = config, quiet, run_paths(config)
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
-        self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
+        self.epoch, self.rows, self.guards, self.history, self.seconds = 0, [], [], [], 0.
         self.training, self.kept, self.first = training_of(config), None, None
         self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
         self.code, self.last_saved = code_version(), time.monotonic()
@@ -105,6 +105,7 @@ class Trainer:
 
 # %% ../nbs/09_training.ipynb #879b9d01
 @patch
+@guarded
 def train_step(self: Trainer, batch):
     "One update. Its randomness depends on (seed, epoch, step, process) alone."
     rank, bf16 = self.accelerator.process_index, self.how["precision"] == "bf16"
@@ -150,8 +151,8 @@ def test(self: Trainer):
 def end_epoch(self: Trainer):
     "Turn the epoch's steps into an entry of the history; test if asked for, and after the last."
     rate, seconds = self.rate(self.done - 1), round(self.seconds, 1)
-    entry = dict(epoch=self.epoch + 1, lr=rate, **checked(self), seconds=seconds)
-    self.epoch, self.rows = self.epoch + 1, []
+    entry = dict(epoch=self.epoch + 1, lr=rate, **checked(self), **guards_of(self), seconds=seconds)
+    self.epoch, self.rows, self.guards = self.epoch + 1, [], []
     every = self.config.eval_every
     if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
         self.metrics = self.test()

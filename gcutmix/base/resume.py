@@ -77,9 +77,9 @@ def save_run(run):
     if not run.accelerator.is_main_process: return
     state = dict(format=FORMAT, recipe=recipe(run.config), how=run.how, code=run.code,
                  data=fingerprint(run.data.train), epoch=run.epoch, rows=run.rows,
-                 history=run.history, seconds=run.seconds, phase=run.phase, kept=run.kept,
-                 first=run.first, model=run.network.state_dict(),
-                 optimizer=run.optimizer.state_dict())
+                 guards=run.guards, history=run.history, seconds=run.seconds,
+                 phase=run.phase, kept=run.kept, first=run.first,
+                 model=run.network.state_dict(), optimizer=run.optimizer.state_dict())
     write_atomically(run.paths.checkpoint, lambda part: torch.save(state, part))
 
 # %% ../../nbs/46_resume.ipynb #267b9855
@@ -109,6 +109,7 @@ def load_run(run):
     run.optimizer.load_state_dict(state["optimizer"])
     run.code = " then ".join(dict.fromkeys([*state["code"].split(" then "), run.code]))
     run.rows = [row.to(run.device) for row in state["rows"]]
+    run.guards = state.get("guards", []) # an older checkpoint has none
     run.epoch, run.history, run.seconds = (state[k] for k in ("epoch", "history", "seconds"))
 
 # %% ../../nbs/46_resume.ipynb #1f54b69f
