@@ -18,6 +18,7 @@ from fastcore.docments import docments
 from tqdm import tqdm
 
 from .devices import NoDevice
+from .locks import end
 
 # %% ../../nbs/45_console.ipynb #7346e932
 def numbers(text):
@@ -108,9 +109,9 @@ def command(function=None, *, settings=None):
     @wraps(function)
     def run(*args, **kwargs):
         if args or kwargs: return function(*args, **kwargs)
-        asked = given(parser_of(function, settings), sys.argv[1:])
-        try: return function(**asked)
+        try: return function(**given(parser_of(function, settings), sys.argv[1:]))
         except MISTAKES as error: sys.exit(f"{function.__name__}: {error}")
+        except KeyboardInterrupt as stop: end(function.__name__, stop)
     run.parser = lambda: parser_of(function, settings) # type: ignore[attr-defined] # it is new
     return run
 

@@ -11,10 +11,9 @@ import re, time
 from dataclasses import replace
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ..base.console import command
-from ..base.files import check_writable
+from ..base.locks import Busy
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
 from ..training import fit, make_preset, read_run, recipe, run_paths
@@ -112,14 +111,8 @@ def run_one(
     quiet=False,        # no progress
 ):                      # `Run`; None if a different process is at it
     "Train one configuration, or go on with it, unless a different process does."
-    paths = run_paths(config)
-    check_writable(paths.result.parent)
-    lock = paths.result.with_suffix(".lock")
-    try:
-        with FileLock(lock, timeout=0):
-            try: return fit(config, quiet=quiet, max_seconds=max_seconds)
-            finally: lock.unlink(missing_ok=True)
-    except Timeout: return None
+    try: return fit(config, quiet=quiet, max_seconds=max_seconds)
+    except Busy: return None
 
 # %% ../../nbs/21_runs.ipynb #069b0aac
 def shortened(
