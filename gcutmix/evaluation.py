@@ -48,6 +48,7 @@ def _embed(model, images, flip, dtype):
     features = (model(x) + model(x.flip(-1)))/2 if flip else model(x)
     return features.float().cpu()
 
+# %% ../nbs/08_evaluation.ipynb #01fb6587
 def extract_features(
     model,         # maps normalised images (N,3,H,W) to features (N,D)
     images,        # uint8 (N,3,H,W), may be memory-mapped
@@ -137,8 +138,7 @@ def summarize(
 
 # %% ../nbs/08_evaluation.ipynb #d85b7a1b
 def _distances(q, g, metric, l2, rerank, rows):
-    """Two functions: from at most `rows` query indices to distances (n,G), to be written into,
-    and from one query to its judge."""
+    "From at most `rows` queries to distances (n,G), to be written into; from one to its judge."
     if rerank:
         if l2 or metric == "cosine": q, g = F.normalize(q), F.normalize(g)
         to = reranked(q, g, distance_to)
