@@ -14,11 +14,11 @@ from pkgutil import resolve_name
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .base.weights import build_with_weights, read_recipe, write_network
+from .base.inputs import one_of
+from .base.weights import build_with_weights, read_network, write_network
 from .config import Options
 from .gradcam import head_gradient
 from .variants import find_variant
@@ -79,8 +79,7 @@ def create_backbone(
 ):                   # nn.Module: (N,3,H,W) -> (N,C,H/16,W/16), `tiny` (N,128,H/4,W/4)
     """A network without its last down-sampling, pooling and classifier.
     ValueError for an unknown name of network or weights, OSError for a failed download."""
-    if name not in BACKBONES:
-        raise ValueError(f"backbone {name!r}: expected one of {', '.join(BACKBONES)}")
+    one_of("backbone", name, BACKBONES)
     build = partial(BACKBONES[name].build, last_stride=last_stride)
     return build_with_weights(build, name, weights)
 
@@ -202,11 +201,10 @@ def save_model(
 def load_model(
     path, # a file that `save_model` wrote
 ):        # (model in evaluation mode, recipe as a dict)
-    "Build the network of a file. ValueError if the file is something else."
-    recipe = read_recipe(path, needs=("variant", "num_classes", "backbone"))
+    """Build the network of a file. FileNotFoundError or ValueError if the file is something else.
+    UserWarning if it names an option that this version does not know."""
     # An option that the file does not know came later, and its default means "as before".
-    recipe = asdict(Options()) | recipe
-    options = {f.name: recipe[f.name] for f in fields(Options)}
-    model = create_model(recipe["variant"], recipe["num_classes"], recipe["backbone"], **options)
-    model.load_state_dict(load_file(path))
+    usual, needs = asdict(Options()), ("variant", "num_classes", "backbone")
+    def build(recipe): return create_model(**{key: recipe[key] for key in (*needs, *usual)})
+    model, recipe = read_network(path, build, needs, usual)
     return model.eval(), recipe
