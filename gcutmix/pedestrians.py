@@ -42,7 +42,7 @@ _worker = ("import json, sys; from gcutmix.drawn.scenes import draw_files; "
 def start_worker(share):
     "A Python process that calls `draw_files` with a dict of arguments."
     path = os.pathsep.join(folder for folder in sys.path if folder)
-    with TemporaryFile("w+") as file:
+    with TemporaryFile("w+", encoding="utf-8") as file:
         json.dump(share, file)
         file.seek(0)
         return subprocess.Popen([sys.executable, "-c", _worker], stdin=file,

@@ -153,7 +153,7 @@ def end_epoch(self: Trainer):
     entry = dict(epoch=self.epoch + 1, lr=rate, **checked(self), seconds=seconds)
     self.epoch, self.rows = self.epoch + 1, []
     every = self.config.eval_every
-    if self.epoch == self.config.epochs or every and self.epoch % every == 0:
+    if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
         self.metrics = self.test()
         entry.update(rank1=self.metrics.rank1, mAP=self.metrics.mAP)
     self.history.append(entry)

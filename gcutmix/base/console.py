@@ -40,7 +40,7 @@ def truth(text):
 
 # %% ../../nbs/45_console.ipynb #81d15354
 Option = namedtuple("Option", "name kind default help")
-FROM_TEXT = {tuple: numbers, bool: truth} # what a field's type asks for; else the type itself
+FROM_TEXT: dict = {tuple: numbers, bool: truth} # what a field's type asks for; else the type itself
 UNSET = inspect.Parameter.empty
 
 def options_of(function):
@@ -150,7 +150,7 @@ def command(function=None, *, settings=None):
         if args or kwargs: return function(*args, **kwargs)
         with plain_speech(function.__name__):
             return run_command(function, parser_of(function, settings))
-    run.parser = lambda: parser_of(function, settings)
+    run.parser = lambda: parser_of(function, settings) # type: ignore[attr-defined] # it is new
     return run
 
 # %% ../../nbs/45_console.ipynb #8077f36d

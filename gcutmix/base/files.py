@@ -69,11 +69,12 @@ def check_writable(folder):
 # %% ../../nbs/44_files.ipynb #41c03cb3
 def write_json(path, content):
     "Write `content` as JSON, atomically. OSError with advice if it fails."
-    write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1)))
+    text = json.dumps(content, indent=1)
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 def read_json(path):
     "The content of a result file. ValueError if it is damaged."
-    try: return json.loads(Path(path).read_text())
+    try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{Path(path).name} is damaged ({error}); delete it and run its cell "
                          f"again, or take it from the repository") from error
@@ -108,7 +109,7 @@ def fingerprint(split):
 def _git(*words):
     "What git says of the package's folder; empty if there is no git or no checkout."
     command = ["git", "-C", Path(find_spec("gcutmix").origin).parent, *words]
-    try: return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    try: return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError: return ""
 
 def code_version():
@@ -122,7 +123,7 @@ def code_version():
 def _processor():
     "Its name, as Linux tells it; else as Python does."
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 

@@ -85,8 +85,8 @@ def comparable(
     "Both sides of a ranking, checked. ValueError for what cannot be ranked or compared."
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f'metric: found {metric!r}, expected "euclidean" or "cosine"')
-    q, qp, qc = as_side(*query, "query", device)
-    g, gp, gc = as_side(*gallery, "gallery", q.device)
+    q, qp, qc = as_side(*query, name="query", device=device)
+    g, gp, gc = as_side(*gallery, name="gallery", device=q.device)
     if q.shape[1] != g.shape[1]:
         raise ValueError(f"query features have {q.shape[1]} dimensions, gallery features "
                          f"{g.shape[1]}; take both from one model")
@@ -146,20 +146,20 @@ def check_pair(name, pair):
 # %% ../../nbs/51_inputs.ipynb #881cadb4
 def check_fields(
     settings,   # an object with attributes
-    choices={}, # name -> the values it may have
+    choices=(), # name -> the values it may have
     shares=(),  # names of numbers from 0 to 1
     pairs=(),   # names of (height, width)
-    least={},   # name -> its smallest value
-    most={},    # name -> its largest value
+    least=(),   # name -> its smallest value
+    most=(),    # name -> its largest value
 ):
     "ValueError for a setting that nothing would notice later."
-    for name, known in choices.items(): one_of(name, getattr(settings, name), known)
+    for name, known in dict(choices).items(): one_of(name, getattr(settings, name), known)
     for name in shares:
         if not 0 <= (value := getattr(settings, name)) <= 1:
             raise ValueError(f"{name} {value}: expected a share from 0 to 1")
     for name in pairs: check_pair(name, getattr(settings, name))
-    for name, smallest in least.items(): at_least(name, getattr(settings, name), smallest)
-    for name, largest in most.items():
+    for name, smallest in dict(least).items(): at_least(name, getattr(settings, name), smallest)
+    for name, largest in dict(most).items():
         if not (value := getattr(settings, name)) <= largest:
             raise ValueError(f"{name} {value}: expected {largest:,} at most")
 

@@ -68,13 +68,13 @@ def comparison(
     seconds,     # from `take_turns`; the first way is ours
     floor=None,  # seconds that the machine would need at best
     floor_is="", # how the floor was found
-    aims={},     # name -> the lowest ratio to be content with
+    aims=(),     # name -> the lowest ratio to be content with
 ):               # dict, as it goes into the file
     "Seconds, and each turn's ratio to the first way's."
     ours = next(iter(seconds))
     ratios = {name: ratio(times, seconds[ours]) for name, times in seconds.items()}
     return dict(title=title, ours=ours, seconds=seconds, floor=floor, floor_is=floor_is,
-                aims=aims, ratios=ratios)
+                aims=dict(aims), ratios=ratios)
 
 # %% ../../nbs/60_speed.ipynb #6b6c3c02
 def fact(what, value, unit="", at_most=None):

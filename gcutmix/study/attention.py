@@ -9,8 +9,6 @@ __all__ = ['WANTED', 'open_network', 'check_split', 'check_classes', 'where', 'c
 # %% ../../nbs/24_attention.ipynb #cdc90d42
 from pathlib import Path
 
-import torch
-
 from ..base.console import command, command_line
 from ..base.devices import choose_device
 from ..base.files import code_version, file_digest, provenance, read_json, write_json

@@ -74,7 +74,7 @@ def redraw(
     pictures = []
     for path in paths:
         *who, drawn = scene_of(path)
-        picture = draw(*who, drawn, drop)
+        picture = draw(*who, size=drawn, drop=drop)
         pictures.append(np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR)))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 

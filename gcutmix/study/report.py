@@ -126,8 +126,8 @@ def name_groups(found):
     groups = {}
     for name, results in found.items():
         split = by_setting(results)
-        for setting, rows in split.items():
-            groups[f"{name}, {setting}" if len(split) > 1 else name] = rows
+        for part, rows in split.items():
+            groups[f"{name}, {part}" if len(split) > 1 else name] = rows
     return groups
 
 # %% ../../nbs/28_report.ipynb #aae959c6
@@ -173,7 +173,8 @@ def gcutmix_tables(
         save_figure(plot_differences(name_groups(found)), out/"differences.svg")
     text += ["# Beside the paper: differences\n", "![differences](differences.svg)\n",
              "# What the paper prints and cannot be (rows with †)\n", *slip_lines()]
-    write_atomically(out/"tables.md", lambda part: part.write_text("\n".join(text) + "\n"))
+    page = "\n".join(text) + "\n"
+    write_atomically(out/"tables.md", lambda part: part.write_text(page, encoding="utf-8"))
     print(f"{sum(map(len, found.values()))} results; tables and figures are in {out}")
 
 # %% ../../nbs/28_report.ipynb #56dfd1b3
@@ -191,7 +192,7 @@ def gcutmix_demo(
     results = [read_json(fit(config).paths.result) for config in plan(base, "3")]
     text = (f"{markdown(table(results, '3', 'pedestrians'))}\n\nPedestrians (drawn), rank-1 and "
             f"mAP in per cent. {provenance_line(results)}\n")
-    write_atomically(out/"table3.md", lambda part: part.write_text(text))
+    write_atomically(out/"table3.md", lambda part: part.write_text(text, encoding="utf-8"))
     with plt.rc_context(STYLE):
         save_figure(plot_curves(results), out/"curves.png")
         draw_networks(out, base.root, out/"PC2")

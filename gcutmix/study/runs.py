@@ -40,7 +40,7 @@ def cells(
     "Every configuration behind Tables 2, 3, 4 and Fig. 3."
     settings = recipe(base)
     k = base_k(settings)
-    changes = [dict(variant=v) for v in TELLING]
+    changes: list[dict] = [dict(variant=v) for v in TELLING]
     changes += [dict(partner=p) for p in ("positive", "any")]
     changes += [dict(k=n) for n in sorted(_ks(settings) - {k})]
     others = [v for v in dict.fromkeys((*RIVALS, *VARIANTS)) if v not in TELLING]

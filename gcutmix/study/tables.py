@@ -179,8 +179,8 @@ def overlap_rows(results):
     pairs = defaultdict(list)
     for r in results:
         network = cell_of(r["recipe"])
-        for o in r["overlap"]: pairs[network, *o["branches"]].append(o)
-    return [_overlap(*pair, found) for pair, found in pairs.items()]
+        for o in r["overlap"]: pairs[(network,) + tuple(o["branches"])].append(o)
+    return [_overlap(*pair, found=found) for pair, found in pairs.items()]
 
 # %% ../../nbs/22_tables.ipynb #e6d414c2
 def _coverage(network, found):
