@@ -121,7 +121,8 @@ def check_kinds(settings):
         value = getattr(settings, f.name)
         try: setattr(settings, f.name, _as_kind(f.type, value))
         except ValueError:
-            raise ValueError(f"{f.name} {value!r}: expected {KINDS[f.type]}") from None
+            wanted = KINDS[f.type] # type: ignore[index] # a type, as none here is in quotes
+            raise ValueError(f"{f.name} {value!r}: expected {wanted}") from None
 
 # %% ../../nbs/51_inputs.ipynb #cfc35320
 def one_of(name, value, known):

@@ -24,7 +24,7 @@ def readable(path, wanted):
     try: yield
     except OSError as error: raise OSError(f"{path} could not be read ({error})") from error
     # a pickle's own message would advise to run its code
-    except Exception as error:
+    except Exception as error: # noqa: BLE001 # parsers raise anything
         raise ValueError(f"{path.name} cannot be read ({type(error).__name__}): it is damaged, "
                          f"incomplete or something else; {wanted}") from None
 
@@ -112,7 +112,7 @@ def read_usable(
             if check(content): found.append(content | dict(file=path.name))
         except ValueError as error: odd.append(f"{path.name} {error}")
     more = f"; and {len(odd) - 3} more" if len(odd) > 3 else ""
-    if odd: warnings.warn(f"left out of {folder}: {'; '.join(odd[:3])}{more}")
+    if odd: warnings.warn(f"left out of {folder}: {'; '.join(odd[:3])}{more}", stacklevel=2)
     return found
 
 # %% ../../nbs/75_strangers.ipynb #df1e6930
@@ -121,4 +121,4 @@ def note_own(name, known):
     near = difflib.get_close_matches(name, known, 1)
     if name in known or not near: return
     warnings.warn(f"{name!r} is read as a data set of your own, without the checks of a known one; "
-                  f"if you meant {near[0]!r}, give that name")
+                  f"if you meant {near[0]!r}, give that name", stacklevel=2)

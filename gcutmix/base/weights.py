@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'PUBLISHED', 'WROTE', 'ABOUT', 'is_local', 'weights_name', 'read_state', 'alike', 'misfits', 'check_fit',
-           'load_weights', 'plain_errors', 'build_with_weights', 'seal', 'write_network', 'read_metadata',
-           'read_recipe', 'check_recipe', 'check_seal', 'read_network']
+           'load_weights', 'check_weights', 'plain_errors', 'build_with_weights', 'seal', 'write_network',
+           'read_metadata', 'read_recipe', 'check_recipe', 'check_seal', 'read_network']
 
 # %% ../../nbs/49_weights.ipynb #07949bfc
 import hashlib, json, warnings
@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torchvision.models import WeightsEnum
 
 from .files import write_atomically
+from .inputs import one_of
 from .strangers import readable, read_tensors
 
 # %% ../../nbs/49_weights.ipynb #c50765b9
@@ -44,8 +45,8 @@ def read_state(path):
 # %% ../../nbs/49_weights.ipynb #531197b9
 def alike(mine, given):
     "Whether a tensor may be copied into another: one shape, one kind of numbers."
-    kinds = mine.dtype == given.dtype or mine.is_floating_point() and given.is_floating_point()
-    return mine.shape == given.shape and kinds
+    if mine.shape != given.shape: return False
+    return mine.dtype == given.dtype or (mine.is_floating_point() and given.is_floating_point())
 
 def misfits(own, state):
     "Names of `own` that `state` lacks or has in another shape, and names that are foreign to it."
@@ -80,21 +81,33 @@ def load_weights(
     backbone.load_state_dict(state, strict=False)
 
 # %% ../../nbs/49_weights.ipynb #7eab7673
+def check_weights(name, weights, networks):
+    "ValueError or FileNotFoundError unless this is one of the networks and has such weights."
+    one_of("backbone", name, networks)
+    if (weights := weights_name(weights)) is None: return
+    if is_local(weights):
+        if Path(weights).is_file(): return
+        raise FileNotFoundError(f"no weight file {weights}; {PUBLISHED}")
+    if name not in torchvision.models.list_models():
+        raise ValueError(f"nobody publishes weights of {name}, found weights={str(weights)!r}: "
+                         f"use None or a local file")
+    known = torchvision.models.get_model_weights(name).__members__
+    if weights not in known:
+        raise ValueError(f"weights {weights!r} of {name}: expected {', '.join(known)}, None, "
+                         f"or a local .pth, .pt or .safetensors file")
+
+# %% ../../nbs/49_weights.ipynb #44736618
 @contextmanager
 def plain_errors(name, weights):
-    "ValueError for an unknown name of weights, OSError with advice for a failed download."
+    "OSError with advice for a failed download."
     try: yield
-    except KeyError as error:
-        known = ", ".join(torchvision.models.get_model_weights(name).__members__)
-        raise ValueError(f"weights {weights!r} of {name}: expected {known}, None, "
-                         f"or a local .pth, .pt or .safetensors file") from error
     except URLError as error:
         raise OSError(f"the weights {weights!r} of {name} could not be downloaded "
                       f"({error.reason}); fetch torchvision's file for them elsewhere "
                       f"and pass its path, as weights='{name}.pth'") from error
     except OSError as error: # no home folder, or one that takes no files
-        raise OSError(f"the weights {weights!r} of {name} could not be stored ({error}); set the "
-                      f"variable TORCH_HOME to a folder that takes files") from error
+        raise OSError(f"the weights {weights!r} of {name} could not be stored ({error}); set "
+                      f"TORCH_HOME to a folder that takes files") from error
 
 # %% ../../nbs/49_weights.ipynb #45858d93
 def build_with_weights(
@@ -102,8 +115,7 @@ def build_with_weights(
     name,    # of the network
     weights, # torchvision's weights or their name; a local file; or None
 ):           # nn.Module
-    """A network with its weights. ValueError for an unknown name of weights or a misfit,
-    FileNotFoundError for a missing file, OSError for a failed download."""
+    "A network with its weights. ValueError for a misfit, OSError for a failed download."
     weights = weights_name(weights)
     local = is_local(weights)
     with plain_errors(name, weights): net = build(name, None if local else weights)
@@ -130,11 +142,6 @@ def write_network(path, state, **recipe):
 # %% ../../nbs/49_weights.ipynb #0b9659f4
 WROTE = "expected a file that save_model or gcutmix_train wrote"
 
-def _recipe(text):
-    recipe = json.loads(text)
-    if isinstance(recipe, dict): return recipe
-    raise TypeError
-
 def read_metadata(path):
     "The text that a .safetensors file carries beside its tensors, by name."
     with readable(path, WROTE), safe_open(path, "pt") as file: return file.metadata() or {}
@@ -146,7 +153,7 @@ def read_recipe(
     "The recipe in a file of weights. FileNotFoundError or ValueError if it is something else."
     name, meta = Path(path).name, read_metadata(path)
     if "config" not in meta: raise ValueError(f"{name} holds weights but no recipe; {WROTE}")
-    with readable(path, WROTE): recipe = _recipe(meta["config"])
+    with readable(path, WROTE): recipe = {**json.loads(meta["config"])}
     missing = sorted(set(needs) - set(recipe))
     if missing: raise ValueError(f"the recipe of {name} lacks {', '.join(missing)}; {WROTE}")
     return recipe
@@ -157,7 +164,7 @@ def check_recipe(path, build, recipe, state):
     name = Path(path).name
     try:
         with torch.device("meta"): own = build(recipe).state_dict()
-    except Exception as error:
+    except Exception as error: # noqa: BLE001 # an absurd size fails anywhere
         said = str(error).split("\n")[0]
         raise ValueError(f"the recipe of {name} describes no network: {said}; {WROTE}") from error
     check_fit(own, state, name, WROTE)
@@ -169,7 +176,6 @@ def check_seal(path, state):
     raise ValueError(f"{Path(path).name} is damaged, its numbers or its recipe were changed: copy "
                      f"it again, or train it again")
 
-# %% ../../nbs/49_weights.ipynb #a5665b33
 ABOUT = "dataset", "size" # what a run adds to the recipe
 
 def read_network(
@@ -183,7 +189,7 @@ def read_network(
     recipe, state = read_recipe(path, needs), read_tensors(path, WROTE)
     if foreign := sorted(set(recipe) - {*needs, *usual, *ABOUT}):
         warnings.warn(f"{Path(path).name} names {', '.join(foreign)}, which plays no part in this "
-                      f"version: if a newer gcutmix wrote it, update")
+                      f"version: if a newer gcutmix wrote it, update", stacklevel=3)
     recipe = {**usual, **recipe}
     check_recipe(path, build, recipe, state)
     check_seal(path, state)
