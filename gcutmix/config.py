@@ -9,15 +9,17 @@ __all__ = ['SHARES', 'LEAST', 'CHOICES', 'MOST', 'RECIPES', 'Options', 'TrainCon
 # %% ../nbs/56_config.ipynb #ffc5ba54
 import re
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from fastcore.basics import AttrDict
 
 from .base.console import changed, command_line
 from .base.devices import DEVICES
-from .base.files import paths_beside, read_json
+from .base.files import paths_beside
 from .base.inputs import at_least, check_fields, check_kinds
 from .base.resume import check_settings, recipe
+from .base.strangers import check_run, read_checked
 
 # %% ../nbs/56_config.ipynb #b9866815
 @dataclass
@@ -163,11 +165,7 @@ def read_run(
     config=None, # settings that it must have been made with
 ):               # `Run`
     "A finished run, from its result file. ValueError if it was made with other settings."
-    path, result = Path(path), read_json(path)
-    known = {f.name for f in fields(TrainConfig)}
-    if newer := sorted(set(result["recipe"]) - known):
-        raise ValueError(f"{path.name} names the setting {newer[0]!r}, which this version does not "
-                         f"know: a newer gcutmix wrote it, update to read it")
+    path, result = Path(path), read_checked(path, partial(check_run, settings=TrainConfig))
     if config is not None:
         check_settings(result["recipe"], recipe(config), usual(), path.name,
                        "Choose another `name` or `out`, or delete it to run again")
