@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['WRAPPED', 'SHARES', 'HUGE', 'NUMBER', 'RESULT', 'readable', 'read_tensors', 'check_numbers', 'check_entries',
-           'check_run', 'from_elsewhere', 'read_checked', 'read_usable', 'note_own']
+           'check_run', 'from_elsewhere', 'read_checked', 'read_entries', 'read_usable', 'note_own']
 
 # %% ../../nbs/75_strangers.ipynb #ccb744f3
 import difflib, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -132,6 +133,10 @@ def read_checked(path, check):
     try: check(content)
     except ValueError as error: raise ValueError(f"{path.name} {error}") from None
     return content
+
+def read_entries(path, what="result", **kinds):
+    "The content of a JSON file that has such entries: `check_entries`."
+    return read_checked(path, partial(check_entries, kinds=kinds, what=what))
 
 # %% ../../nbs/75_strangers.ipynb #b2a5d65f
 def read_usable(

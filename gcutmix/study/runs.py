@@ -14,6 +14,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..base.console import command
+from ..base.inputs import at_least
+from ..model import check_backbone
 from ..base.files import check_writable
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
@@ -176,6 +178,9 @@ def gcutmix_reproduce(
     name = preset or PRESETS.get(dataset, "paper")
     base = make_preset(name, dataset, out=out or f"results/{dataset}", **given)
     if epochs is not None: base = shortened(base, epochs)
+    at_least("seeds", seeds, 1)
+    at_least("budget", budget, 0)
+    check_backbone(base.backbone, base.weights)
     runs = plan(base, table, seeds)
     run_missing(runs, base.out, budget, next)
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
