@@ -19,13 +19,13 @@ from .base.files import check_writable, code_version
 from .base.locks import held, locked, stoppable
 from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
                                  save_run)
-from .config import (Options, Run, TrainConfig, command_of, make_preset, read_run,
-                            run_paths)
+from .config import (Options, Run, TrainConfig, check_budget, command_of, make_preset,
+                            read_run, run_paths)
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
 from .guards import guarded, guards_of
 from .images import keyed_generator, load_images, to_device
-from .model import check_map, create_model, save_model
+from .model import check_backbone, check_map, create_model, save_model
 from .phases import aim, begin_phase, learning_rate, phase_ends, rate
 from .samplers import PKSampler
 from .variants import find_variant, training_of, weights_of
@@ -84,6 +84,7 @@ class Trainer:
         self.training, self.kept, self.first = training_of(config), None, None
         self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
         self.code, self.last_saved = code_version(), time.monotonic()
+        check_backbone(config.backbone, self.weights)
         if config.p % self.parts:
             raise ValueError(f"p = {config.p} identities per batch do not divide among "
                              f"{self.parts} processes; change p or the number of processes")
@@ -195,8 +196,7 @@ def fit(
     A finished one is read from its result, without a look at the data: another `root` needs
     another `name` or `out`. ValueError if files of that name are of another run, Busy (an OSError)
     if a different process trains it, FloatingPointError if training explodes."""
-    if max_steps is not None and max_steps < 0:
-        raise ValueError(f"max_steps {max_steps}: expected 0 or more")
+    check_budget(max_steps, max_seconds)
     paths = run_paths(config)
     with locked(paths), stoppable():
         if paths.result.exists(): return read_run(paths.result, config)

@@ -14,6 +14,9 @@ import numpy as np
 
 from ..base.console import command
 from ..base.locks import Busy
+from ..base.inputs import at_least
+from ..model import check_backbone
+from ..base.files import check_writable
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
 from ..training import fit, make_preset, read_run, recipe, run_paths
@@ -169,6 +172,9 @@ def gcutmix_reproduce(
     name = preset or PRESETS.get(dataset, "paper")
     base = make_preset(name, dataset, out=out or f"results/{dataset}", **given)
     if epochs is not None: base = shortened(base, epochs)
+    at_least("seeds", seeds, 1)
+    at_least("budget", budget, 0)
+    check_backbone(base.backbone, base.weights)
     runs = plan(base, table, seeds)
     run_missing(runs, base.out, budget, next)
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
