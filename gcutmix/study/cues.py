@@ -181,7 +181,9 @@ def check_attention(content):
     check_numbers(content)
     branches = [branch.name for branch in find_variant(content["recipe"]["variant"]).branches]
     if content["branches"] != branches: raise ValueError(f"is no {WHAT}: its branches are others")
-    for pair in content["overlap"]: check_entries(pair, OVERLAP, WHAT)
+    for pair in content["overlap"]:
+        check_entries(pair, OVERLAP, WHAT)
+        check_entries(dict(zip("ab", pair["branches"])), dict(a=str, b=str), WHAT)
     if "cues" in content: _check_cues(content)
     own = content.get("dataset") in (None, content["recipe"].get("dataset"))
     return own and content["split"] == "query"
