@@ -3,6 +3,7 @@ right, pixel by pixel, or refused with an error that names a file of it; nothing
 
 `python tests/test_fuzz.py 1000 0` tries a thousand trees, the first one with number 0, and prints
 how often what was tried and what came of it; `1 NUMBER` repeats one."""
+import functools
 import io
 import os
 import random
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 
 TREES = 1500 # in `make test-slow`
 SIZE = 24, 12
@@ -42,6 +43,7 @@ def shallow(image):
 
 def shown(path):
     "uint8 (H,W,3), or None if Pillow cannot read it."
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,6 +61,7 @@ def shown(path):
             image = image.convert("RGB").resize(SIZE[::-1], Image.Resampling.BILINEAR)
             return np.asarray(image)
     except Exception: return None # whatever Pillow raises
+    finally: ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 # What stands in a folder. Each function writes one thing and says what should come of it: "read",
@@ -162,17 +165,25 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
 
+@functools.cache
+def bomb(width, height, rows):
+    "A PNG file of some kB that holds millions of black pixels, or says so."
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    black = zlib.compress(bytes(rows*(1 + -(-width//8))))
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", black) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
 def no_picture(r, folder, pid):
     "What is in files whose names promise a picture."
-    large = r.choice([(13000, 13000), (2**31 - 1, 2**31 - 1), (100_000, 700)])
-    head = struct.pack(">IIBBBBB", *large, 1, 0, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0"*10**5))
-    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0"*10**7))
-    hidden = bomb[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)) + text
+    large = r.choice([bomb(13_000, 13_000, 13_000), bomb(10_000, 7_000, 7_000),
+                      bomb(2**31 - 1, 2**31 - 1, 0)])
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**7)))
+    hidden = large[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)) + text
     other = io.BytesIO()
     picture(r).convert("RGB").save(other, r.choice(["PPM", "TGA", "ICO", "EPS", "JPEG2000", "PDF"]))
     content = r.choice([b"", b"\0"*r.randrange(99), b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\nquit\n",
-                        b"version https://git-lfs.github.com/spec/v1\n", r.randbytes(99), bomb,
+                        b"version https://git-lfs.github.com/spec/v1\n", r.randbytes(99), large,
                         hidden, other.getvalue()])
     file = folder/named(r, pid, r.choice(["jpg", "png", "tif", "gif", "webp"]))
     file.write_bytes(content)
