@@ -64,6 +64,7 @@ def test_grad_cam_is_eq_1(n, c, h, w, dtype, size, seed):
     summed = ((a.abs() + b.abs()).mean((2, 3))[:, :, None, None]*exact.abs()).sum(1)
     room = {torch.float64: 1e-6, torch.float32: 1e-5}.get(dtype, .03)*summed.max()
     assert cam.shape == (n, h, w) and not cam.requires_grad and (cam >= 0).all()
+    assert cam.dtype == (dtype if dtype == torch.float64 else torch.float32)
     assert ((cam - parts.sum(1).relu()).abs() <= room).all()
 
 
@@ -130,8 +131,9 @@ def test_what_is_hidden_leaves_nothing(n, c, h, w, dtype, bad, seed):
 
 @tried
 @given(few, few, st.integers(1, 24), st.integers(1, 12), st.floats(-.5, 1.5), st.floats(-.5, 1.5),
-       floats, seeds)
-def test_dropblock_is_one_rectangle(n, c, h, w, height, width, dtype, seed):
+       floats, st.sampled_from([1., math.inf, -math.inf, math.nan]), seeds)
+def test_dropblock_is_one_rectangle(n, c, h, w, height, width, dtype, bad, seed):
+    "And 0 is in it, whatever was there."
     features = drawn(seed, n, c, h, w, dtype=dtype)[0] + 9
     if not (0 < height <= 1 and 0 < width <= 1):
         with pytest.raises(ValueError, match="shares of the map"):
@@ -145,6 +147,10 @@ def test_dropblock_is_one_rectangle(n, c, h, w, height, width, dtype, seed):
     assert len(rows) == bh == rows.max() - rows.min() + 1
     assert len(columns) == bw == columns.max() - columns.min() + 1
     assert torch.equal(out[~hole], features[~hole]) and out.dtype == dtype
+    worse = features.masked_fill(hole, bad).requires_grad_()
+    again = batch_dropblock(worse, height, width, keyed_generator(seed))
+    again.sum().backward()
+    assert torch.equal(again, out) and torch.equal(worse.grad, (~hole).to(dtype))
 
 
 @tried
@@ -191,6 +197,16 @@ def test_triplet_is_two_loops(pids, d, dtype, size, twins, seed):
     loss.backward()
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert embeddings.grad.isfinite().all()
+
+
+@tried
+@given(st.lists(identities, min_size=1, max_size=9), st.sampled_from([math.inf, math.nan]), seeds)
+def test_a_loss_is_not_finite_if_an_embedding_is_not(pids, bad, seed):
+    "Whoever holds it, an image without a positive included."
+    embeddings, _ = drawn(seed, len(pids), 3, dtype=torch.float32)
+    if hardest(embeddings.tolist(), pids) is None: return
+    embeddings[seed % len(pids), seed % 3] = bad
+    assert not batch_hard_triplet(embeddings, pids).isfinite()
 
 
 @tried
@@ -262,6 +278,20 @@ def test_rankings_are_exact_far_from_the_origin(problem, k):
     found = evaluate(*sides[0], *sides[1])
     assert found.mAP == pytest.approx(np.mean(aps), rel=1e-12)
     assert found.rank1 == pytest.approx(np.mean([places[0] == 1 for places in hits if places]))
+
+
+@tried
+@given(rankings())
+def test_cosines_are_ranked_right(problem):
+    "Every list, up to what float64 cannot tell apart."
+    dtype, start, query, gallery = problem
+    sides = [(torch.tensor(x + 1).to(dtype), *ids) for x, *ids in (query, gallery)]
+    q, g = ((x + 1)/np.linalg.norm(x + 1, axis=1, keepdims=True) for x in (query[0], gallery[0]))
+    index, _ = ranked_list(*sides[0], *sides[1], queries=np.arange(len(q)), k=len(g),
+                           metric="cosine")
+    for i, places in enumerate(index):
+        places = places[places >= 0]
+        assert (np.diff(q[i] @ g[places].T) <= 1e-11).all()
 
 
 @tried
