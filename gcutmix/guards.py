@@ -117,7 +117,7 @@ def dead_branches(
     "Which branches see nothing, or the same in everybody."
     spreads = guards.get("spread", [])
     empty = guards.get("empty_cam", [0.]*len(spreads))
-    def dead(share, spread): return share > .95 or spread is not None and spread < .01
+    def dead(share, spread): return share > .95 or (spread is not None and spread < .01)
     return [i for i, pair in enumerate(zip(empty, spreads)) if dead(*pair)]
 
 def guards_of(

@@ -86,7 +86,7 @@ def _add_setting(parser, option):
 
 class OneLine(ArgumentParser):
     "A parser whose complaint is one line."
-    names, never_none = "", frozenset() # of its options
+    names, never_none = "", set() # of its options
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 def parser_of(function, settings=None):

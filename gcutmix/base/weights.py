@@ -164,7 +164,7 @@ def check_recipe(path, build, recipe, state):
     name = Path(path).name
     try:
         with torch.device("meta"): own = build(recipe).state_dict()
-    except Exception as error: # noqa: BLE001 # an absurd size fails anywhere
+    except Exception as error: # an absurd size fails anywhere
         said = str(error).split("\n")[0]
         raise ValueError(f"the recipe of {name} describes no network: {said}; {WROTE}") from error
     check_fit(own, state, name, WROTE)

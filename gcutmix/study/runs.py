@@ -16,7 +16,6 @@ from ..base.console import command
 from ..base.locks import Busy
 from ..base.inputs import at_least
 from ..model import check_backbone
-from ..base.files import check_writable
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
 from ..training import fit, make_preset, read_run, recipe, run_paths
