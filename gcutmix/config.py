@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'LEAST', 'CHOICES', 'RECIPES', 'Options', 'TrainConfig', 'check_config', 'make_preset', 'command_of',
-           'run_paths', 'Run', 'usual', 'read_run']
+           'run_paths', 'Run', 'usual', 'read_run', 'read_finished']
 
 # %% ../nbs/56_config.ipynb #ffc5ba54
 from dataclasses import dataclass, fields
@@ -15,8 +15,10 @@ from fastcore.basics import AttrDict
 from .base.console import changed, command_line
 from .base.devices import DEVICES
 from .base.files import paths_beside, read_json
+from .base.fingerprints import check_finished
 from .base.inputs import check_fields
 from .base.resume import check_settings, recipe
+from .data import data_at_hand
 
 # %% ../nbs/56_config.ipynb #b9866815
 @dataclass
@@ -158,3 +160,10 @@ def read_run(
                        "Choose another `name` or `out`, or delete it to run again")
     return Run(config or TrainConfig(**result["recipe"]), result["history"],
                paths_beside(path.with_suffix("")), AttrDict(result["metrics"]))
+
+def read_finished(config):
+    "The finished run of a `TrainConfig`. ValueError as above, and if its data have changed."
+    file = run_paths(config).result
+    run = read_run(file, config)
+    check_finished(file, data_at_hand(config.dataset, config.root))
+    return run

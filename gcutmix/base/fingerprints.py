@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SPLITS', 'digest', 'file_digest', 'sample', 'content', 'pixels', 'drawn_with', 'fingerprint',
-           'fingerprints', 'difference', 'differences', 'check_same', 'check_finished']
+           'fingerprints', 'difference', 'differences', 'check_pictures', 'check_finished']
 
 # %% ../../nbs/74_fingerprints.ipynb #01697315
 import hashlib, json, os, stat
@@ -104,7 +104,7 @@ def differences(old, new):
     return "; ".join(f"{name}: {text}" for name, text in found.items() if text)
 
 # %% ../../nbs/74_fingerprints.ipynb #9db1845b
-def check_same(file, old, data, new, advice):
+def check_pictures(file, old, data, new, advice):
     "ValueError if a file's fingerprints differ from those of `data`; one line if nobody can say."
     changed = differences(old, new)
     if changed is None:
@@ -115,8 +115,8 @@ def check_same(file, old, data, new, advice):
                          f"({changed}). {advice}")
 
 def check_finished(file, data):
-    "`check_same` for a result file, if the data are at hand and not None."
+    "`check_pictures` for a result file, if the data are at hand and not None."
     if data is None: return
     old = json.loads(Path(file).read_text(encoding="utf-8"))["data"]
-    check_same(Path(file).name, old, data, fingerprints(data),
+    check_pictures(Path(file).name, old, data, fingerprints(data),
                "Give the `root` of its data or another `name`, or delete it to run again.")

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from .devices import use_bf16
-from .files import fingerprint, provenance, write_atomically, write_json
+from .files import provenance, write_atomically, write_json
+from .fingerprints import check_pictures
 
 # %% ../../nbs/46_resume.ipynb #a589f17a
 PLACES = ("root", "out", "name", "device")
@@ -76,7 +77,7 @@ def save_run(run):
     run.last_saved = time.monotonic()
     if not run.accelerator.is_main_process: return
     state = dict(format=FORMAT, recipe=recipe(run.config), how=run.how, code=run.code,
-                 data=fingerprint(run.data.train), epoch=run.epoch, rows=run.rows,
+                 data=run.fingerprints, epoch=run.epoch, rows=run.rows,
                  history=run.history, seconds=run.seconds, phase=run.phase, kept=run.kept,
                  first=run.first, model=run.network.state_dict(),
                  optimizer=run.optimizer.state_dict())
@@ -100,9 +101,7 @@ def load_run(run):
     state, default = read_checkpoint(file, advice), recipe(type(run.config)())
     check_settings(state["recipe"], recipe(run.config), default, file.name, advice)
     check_settings(state["how"], run.how, {}, file.name, advice)
-    if state["data"] != fingerprint(run.data.train):
-        raise ValueError(f"{file.name} was trained on other images than those of "
-                         f"{run.data.root}. {advice}")
+    check_pictures(file.name, state["data"], run.data, run.fingerprints, advice)
     run.begin_phase(state["phase"], anew=False)
     run.kept, run.first = state["kept"], state["first"]
     run.network.load_state_dict(state["model"])
@@ -125,7 +124,7 @@ def finish_run(
 ):
     "Write network and result; delete the checkpoint."
     if not run.accelerator.is_main_process: return
-    origin = provenance(run.data, run.device, run.weights)
+    origin = provenance(run.data, run.device, run.weights) | dict(data=run.fingerprints)
     save_network(run.paths.model)
     write_json(run.paths.result, dict(
         command=command, code=run.code, iterations=run.total, seconds=round(run.seconds, 1),

@@ -15,7 +15,7 @@ from ..base.console import command, command_line, numbers
 from ..base.files import code_version, provenance, read_json, write_json
 from ..data import load_dataset
 from ..evaluation import evaluate, extract_features
-from ..images import load_images
+from ..images import load_splits
 from ..model import create_backbone
 from ..training import TrainConfig, recipe
 
@@ -33,9 +33,8 @@ def raw_network(
 # %% ../../nbs/26_raw.ipynb #32c22ed1
 def raw_features(model, data, size):
     "Features, pids and camids of query and gallery, as `evaluate` wants them."
-    six = []
-    for split in (data.query, data.gallery):
-        images = load_images(split, size)
+    six, splits = [], (data.query, data.gallery)
+    for split, images in zip(splits, load_splits(splits, size)):
         six += [extract_features(model, images), split.pids, split.camids]
     return six
 
