@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,9 @@ matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
 # The tools of the environment that runs the tests come first, also where it was not activated.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# Decoded pictures vanish with the tests, those of other processes too.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["GCUTMIX_CACHE"] = CACHE.name
 
 
 DIES = """

@@ -61,7 +61,7 @@ def as_pids(
     name="pids", # for the error
 ):               # (n,) int64 array
     "`as_ids`; ValueError also below -1."
-    ids = as_ids(x, n, name)
+    ids = as_ids(x, n, name) if n else np.zeros(0, np.int64)
     if n and ids.min() < -1:
         raise ValueError(f"{name}: found {ids.min()}, expected whole numbers from 0 to 2**63 - 1, "
                          f"or -1 for junk")
