@@ -102,6 +102,7 @@ class ReIDDataset:
     train: Split
     query: Split
     gallery: Split
+    splits = property(lambda self: (self.train, self.query, self.gallery))
 
 # %% ../nbs/00_data.ipynb #e6629b9b
 def check_counts(data, expected):

@@ -15,11 +15,10 @@ from fastcore.basics import patch
 
 from .base.console import Progress
 from .base.devices import make_accelerator
-from .base.files import check_writable, code_version
-from .base.fingerprints import fingerprints
+from .base.files import check_writable, code_version, fingerprints
 from .base.resume import checked, finish_run, how, load_run, recipe, save_run
-from .config import (Options, Run, TrainConfig, command_of, make_preset, read_finished, read_run,
-                            run_paths)
+from .config import (Options, Run, TrainConfig, command_of, make_preset, read_finished,
+                            read_run, run_paths)
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
 from .images import keyed_generator, load_images, load_splits, to_device
@@ -95,8 +94,7 @@ class Trainer:
         self.ends = phase_ends(self.training.phases, self.total)
         model = seeded_model(c, train.num_pids)
         check_map(model, c.size)
-        splits = train, data.query, data.gallery
-        images, *_ = load_splits(splits, c.size, progress=not self.quiet)
+        images, *_ = load_splits(data.splits, c.size, progress=not self.quiet)
         self.fingerprints = fingerprints(data)
         self.images, self.labels = to_device(images, self.device), torch.as_tensor(train.labels)
         self.model = model.to(self.device)

@@ -57,6 +57,7 @@ def fitting(mat, config):
         raise ValueError(f"{mat} and {config} are not the release of CUHK03 and its protocol "
                          f"({type(error).__name__}: {error}): get both again.") from error
 
+# %% ../../nbs/47_archives.ipynb #28b5a655
 def extract_cuhk03(
     mat,                # `cuhk-03.mat`, MATLAB 7.3
     config,             # `cuhk03_new_protocol_config_{detected,labeled}.mat`

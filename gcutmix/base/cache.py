@@ -54,6 +54,7 @@ def _writable(folder):
     except OSError: return False
     return True
 
+# %% ../../nbs/48_cache.ipynb #86f28dae
 @once
 def _say_elsewhere(first, folder):
     say(f"{first} cannot be written to: decoded pictures go to {folder} until that is emptied. "
@@ -94,6 +95,7 @@ def _header(shape):
     np.lib.format.write_array_header_1_0(header, described)
     return header.getvalue()
 
+# %% ../../nbs/48_cache.ipynb #34db7c64
 def _write_images(file, split, size, progress):
     "All images into an open file. BadPictures at the end, if there are some."
     sums, bad, folder = [], [], split.paths[0].parent.name
@@ -112,6 +114,7 @@ def _write_images(file, split, size, progress):
     if bad: raise BadPictures(bad)
     file.write(np.array([*sums, crc32(np.array(sums, "<u4"))], "<u4"))
 
+# %% ../../nbs/48_cache.ipynb #48cc8bac
 def write_cache(file, split, size, progress):
     "Decode every image of a split into one .npy file, in place of earlier ones."
     shape = len(split), 3, *size

@@ -94,7 +94,8 @@ def difference(old, new):
     kind = next((key for key in ("pixels", "content") if key in old and key in new), None)
     if kind is None: return None
     if _people(old) != _people(new): return f"{_people(old)}, now {_people(new)}"
-    if old.get("drawn") != new.get("drawn"): return f"drawn with {old['drawn']}, now {new['drawn']}"
+    if old.get("drawn") != new.get("drawn"):
+        return f"drawn with {old.get('drawn')}, now {new.get('drawn')}"
     return "" if old[kind] == new[kind] else "as many pictures and people, but not the same"
 
 def differences(old, new):

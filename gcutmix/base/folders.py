@@ -25,6 +25,23 @@ def _unread(entry):
     files = (name for _, _, names in os.walk(entry) for name in names)
     return "in subfolders", sum(Path(name).suffix.lower() in SUFFIXES for name in files)
 
+# %% ../../nbs/77_folders.ipynb #9b727db5
+def _check_name(folder, name):
+    try: name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of {ascii(name)} in {folder} is not UTF-8, as results are: "
+                         f"rename the file.") from None
+
+# %% ../../nbs/77_folders.ipynb #728d7c13
+def _check_others(folder, read, others):
+    if not others: return
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
+    found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
+    if others.total() <= read: return say(f"{found}.")
+    raise ValueError(f"{found}: expected files like 0002_c1_01.jpg, not in subfolders, ending in "
+                     f"{', '.join(SUFFIXES)}. Convert or move them.")
+
+# %% ../../nbs/77_folders.ipynb #e157a54a
 def list_pictures(folder):
     """The names of a folder's pictures, sorted. One line on stderr counts the files that are not
     read. ValueError if they are more than the pictures, and for a name that is not UTF-8."""
@@ -37,21 +54,6 @@ def list_pictures(folder):
     for name in names: _check_name(folder, name)
     _check_others(folder, len(names), +others)
     return sorted(names)
-
-# %% ../../nbs/77_folders.ipynb #9b727db5
-def _check_name(folder, name):
-    try: name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the name of {ascii(name)} in {folder} is not UTF-8, as results are: "
-                         f"rename the file.") from None
-
-def _check_others(folder, read, others):
-    if not others: return
-    kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
-    found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
-    if others.total() <= read: return say(f"{found}.")
-    raise ValueError(f"{found}: expected files like 0002_c1_01.jpg, not in subfolders, ending in "
-                     f"{', '.join(SUFFIXES)}. Convert or move them.")
 
 # %% ../../nbs/77_folders.ipynb #1bf2b981
 _above = ["", "cuhk03-np/", "CUHK03-NP/", "cuhk03/", "CUHK03/"]
