@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +18,9 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 FILES = [path.relative_to(ROOT).with_suffix("") for path in (ROOT/"gcutmix").rglob("*.py")]
 STRICT = ["__main__", "gcutmix", *(".".join(file.parts) for file in FILES)]
 os.environ["PYTHONWARNINGS"] = ",".join(f"error:::{name}" for name in STRICT)
+# Decoded pictures vanish with the tests, those of other processes too.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["GCUTMIX_CACHE"] = CACHE.name
 
 
 DIES = """

@@ -283,7 +283,7 @@ def test_what_cannot_run_is_told_first(config, changes, complaint, monkeypatch, 
     if "out" in changes:
         changes = dict(out=tmp_path/"a file")
         changes["out"].touch()
-    monkeypatch.setattr(training, "load_images", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr(training, "load_splits", lambda *args, **kwargs: pytest.fail("decoded"))
     with pytest.raises((ValueError, OSError), match=complaint):
         fit(replace(config, **changes), quiet=True)
 
