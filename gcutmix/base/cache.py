@@ -112,7 +112,7 @@ def _write_images(file, split, size, progress):
                 file.write(image)
                 sums.append(crc32(image))
     if bad: raise BadPictures(bad)
-    file.write(np.array([*sums, crc32(np.array(sums, "<u4"))], "<u4"))
+    file.write(np.array([*sums, crc32(np.array(sums, "<u4").tobytes())], "<u4"))
 
 # %% ../../nbs/48_cache.ipynb #48cc8bac
 def write_cache(file, split, size, progress):
@@ -136,7 +136,7 @@ def tidy(file):
     alike = file.name.rpartition("-")[0]
     for other in [*file.parent.iterdir()]:
         left = other.name.startswith(".tmp-") or file.parent == _temporary()
-        if other == file or not (other.name.startswith(alike) or left and _is_old(other)): continue
+        if other == file or not (other.name.startswith(alike) or (left and _is_old(other))): continue
         if other.is_dir(): shutil.rmtree(other, ignore_errors=True)
         # Windows keeps a file that is open somewhere
         with suppress(OSError): other.unlink()
@@ -153,7 +153,7 @@ def is_whole(file, shape):
         sums = np.frombuffer(f.read(), np.uint8)
         if len(sums) != 4*images + 4: return False
         *sums, last = sums.view("<u4").tolist()
-        if crc32(np.array(sums, "<u4")) != last: return False
+        if crc32(np.array(sums, "<u4").tobytes()) != last: return False
         step = math.ceil(images*each/CHECKED)
         for i in range(secrets.randbelow(step), images, step):
             f.seek(len(header) + i*each)
@@ -185,6 +185,6 @@ def decoded_splits(splits, size, cache=None, progress=True):
     images, bad = [], []
     for split in splits:
         try: images.append(decoded(split, size, cache, progress))
-        except BadPictures as error: bad += error.bad
+        except BadPictures as error: bad += error.bad # noqa: PERF203 all of them are told
     if bad: raise BadPictures(bad)
     return images

@@ -151,8 +151,7 @@ def command(function=None, *, settings=None):
     @wraps(function)
     def run(*args, **kwargs):
         if args or kwargs: return function(*args, **kwargs)
-        with plain_speech(function.__name__):
-            return run_command(function, parser_of(function, settings))
+        with plain_speech(function.__name__): return run_command(function, run.parser())
     run.parser = lambda: parser_of(function, settings) # type: ignore[attr-defined] # it is new
     return run
 
