@@ -148,11 +148,12 @@ def run_command(function, parser):
 def command(function=None, *, settings=None):
     "A function that is a command line when it is called without arguments."
     if function is None: return lambda f: command(f, settings=settings)
+    def parser(): return parser_of(function, settings)
     @wraps(function)
     def run(*args, **kwargs):
         if args or kwargs: return function(*args, **kwargs)
-        with plain_speech(function.__name__): return run_command(function, run.parser())
-    run.parser = lambda: parser_of(function, settings) # type: ignore[attr-defined] # it is new
+        with plain_speech(function.__name__): return run_command(function, parser())
+    run.parser = parser # type: ignore[attr-defined] # it is new
     return run
 
 # %% ../../nbs/45_console.ipynb #8077f36d
