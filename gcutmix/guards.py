@@ -85,13 +85,13 @@ def guarded(train_step):
     "Adds a row to a `Trainer`'s `guards` for each of its steps."
     @wraps(train_step)
     def watched(run, batch):
-        row, network = {}, run.network
-        def listen(network, given, steps):
-            if network.training: row.update(look(steps, given[1]))
-        ear = network.register_forward_hook(listen)
+        row, model = {}, run.model
+        def listen(model, given, steps):
+            if model.training: row.update(look(steps, given[1]))
+        ear = model.register_forward_hook(listen)
         try: train_step(run, batch)
         finally: ear.remove()
-        run.guards.append(row | dict(gradient=gradient_norm(network)))
+        run.guards.append(row | dict(gradient=gradient_norm(model)))
     return watched
 
 # %% ../nbs/79_guards.ipynb #89f48fc8

@@ -127,7 +127,8 @@ def wrong_moments(found, optimizer):
         moments = [(parameters[i].shape, value) for i, kept in found["state"].items()
                    for value in kept.values() if torch.is_tensor(value)]
     except (KeyError, IndexError, TypeError, AttributeError): return "an optimiser of another form"
-    if sizes != [len(group["params"]) for group in groups]: return "an optimiser of other parameters"
+    if sizes != [len(group["params"]) for group in groups]:
+        return "an optimiser of other parameters"
     for shape, value in moments:
         if value.dim() and value.shape != shape:
             return f"moments of shape {tuple(value.shape)} for a parameter of {tuple(shape)}"
