@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, features
 
+from conftest import posix
+
 TREES = 1500 # in `make test-slow`
 SIZE = 24, 12
 WANTED = ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF"]
@@ -386,9 +388,6 @@ def fuzz(count, start, seconds):
     assert done.returncode == 0, done.stderr[-4000:]
     print(done.stdout)
     return done.stdout
-
-
-posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 
 
 @posix

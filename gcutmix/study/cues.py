@@ -165,7 +165,7 @@ def _check_cues(content):
     check_entries(content, dict.fromkeys(("cues", "coverage", "occlusion"), dict), WHAT)
     area, share = (content["cues"].get(key) for key in ("area", "share"))
     check_entries(share, dict.fromkeys(content["branches"], dict), WHAT)
-    parts = [(each, dict.fromkeys(SCENE, (*NUMBER, type(None)))) for each in share.values()]
+    parts: list = [(each, dict.fromkeys(SCENE, (*NUMBER, type(None)))) for each in share.values()]
     parts += [(area, dict.fromkeys(SCENE, NUMBER))]
     parts += [(content["coverage"].get(p), dict(union=NUMBER)) for p in ("person", "area")]
     parts += [(o, dict(changed=int, rank1_lost=NUMBER)) for o in content["occlusion"].values()]
