@@ -262,13 +262,14 @@ def test_any_bit_of_a_cache(split, cache):
     "One flipped bit anywhere, 200 times: noticed and repaired."
     first = load(split).clone()
     [file] = cache.iterdir()
-    whole = file.read_bytes()
+    whole, shape = file.read_bytes(), tuple(first.shape)
+    assert C.open_cache(file, shape).equal(first)
     places = np.random.default_rng(0).integers(0, 8*len(whole), 200)
     for place in [*places.tolist(), 0, 8*len(whole) - 1]:
         changed = bytearray(whole)
         changed[place//8] ^= 1 << place % 8
         file.write_bytes(changed)
-        assert C.open_cache(file, first.shape) is None, f"bit {place}"
+        assert C.open_cache(file, shape) is None, f"bit {place}"
     assert load(split).equal(first) and file.read_bytes() == whole
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 nothing", None])
