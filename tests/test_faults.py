@@ -15,7 +15,7 @@ from gcutmix.training import fit
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and limits of POSIX")
 # these take about as long as they take to start: a Python of their own, or many trainings
-LONG = {"kill", "kill-file", "twice", "litter", "hostile", "places", "drawer"}
+LONG = {"kill", "kill-file", "disk", "twice", "litter", "hostile", "places", "drawer"}
 QUICK = [fault for fault in FAULTS if fault.name not in LONG]
 
 

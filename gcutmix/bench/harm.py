@@ -77,7 +77,7 @@ def stepping(before):
         return step(self, batch)
     return mock.patch.object(Trainer, "train_step", train_step)
 
-# %% ../../nbs/80_harm.ipynb #452b6ca1
+# %% ../../nbs/80_harm.ipynb #4814fdfa
 Outcome = namedtuple("Outcome", "lost said") # texts; nothing lost: an empty one
 Tried = namedtuple("Tried", "value said error")
 
@@ -89,14 +89,15 @@ def attempt(function, *args, **kwargs):
         try: value = function(*args, **kwargs)
         except (Exception, SystemExit) as found: error = found
     said = [heard.getvalue(), *(str(w.message) for w in warned), str(error or "")]
-    return Tried(value, "\n".join(text.strip() for text in said if text.strip()), error)
+    said = filter(None, dict.fromkeys(text.strip() for text in said)) # nothing twice
+    return Tried(value, "\n".join(said), error)
 
-# %% ../../nbs/80_harm.ipynb #8aced667
+# %% ../../nbs/80_harm.ipynb #205c99d9
 def bad_words(said, *names):
     "What is wrong with a message that should name all `names`; empty if nothing."
     if not said: return "nothing was said"
-    for name in names:
-        if name not in said: return f"the message does not name {name}"
+    unnamed = [name for name in names if name not in said]
+    if unnamed: return f"the message does not name {unnamed[0]}"
     if "weights_only=False" in said: return "advice to run foreign code"
     return "a message of more than 700 characters" if len(said) > 700 else ""
 
@@ -174,7 +175,7 @@ def kill_at_a_file(folder, rng, n=0):
     "Just before a file is opened, renamed or deleted."
     return struck(folder, dies_at_file, rng.randint(1, 60))
 
-# %% ../../nbs/80_harm.ipynb #e523ecbc
+# %% ../../nbs/80_harm.ipynb #d3a4dd46
 def limited(config, size, kills):
     "Train where no file can have more than `size` bytes: the first that would kills, or fails."
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if kills else signal.SIG_IGN)
@@ -182,8 +183,7 @@ def limited(config, size, kills):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     in_pieces(config)
 
-def any_size(rng): return int(10**rng.uniform(3, 6)) # of a result to of a checkpoint
-
+def any_size(rng): return int(10**rng.uniform(3, 6)) # below a result's to a checkpoint's
 def kill_in_a_write(folder, rng, n=0):
     "With a part of the bytes written."
     return struck(folder, limited, any_size(rng), True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LINES', 'SURROUNDINGS', 'DRAW', 'TRAIN', 'command_words', 'dies_politely', 'ask_to_stop', 'start_twice',
-           'leave_litter', 'same_size', 'one_less', 'one_more', 'plain_folder', 'changed_data', 'asked_wrongly',
-           'mistaken_line', 'places_of', 'strange_place', 'kill_the_drawer']
+           'leave_litter', 'same_size', 'one_less', 'one_more', 'plain_folder', 'changed_data', 'files_in',
+           'asked_wrongly', 'mistaken_line', 'places_of', 'strange_place', 'kill_the_drawer']
 
 # %% ../../nbs/81_mishaps.ipynb #ab9a1ddc
 import os, shlex, shutil, signal, subprocess, sys, time
@@ -106,7 +106,7 @@ def changed_data(folder, rng, n=0):
     if tried.error is not None: return Outcome(refused(tried), tried.said)
     return Outcome("" if tried.said and n%2 else "told as if nothing had changed", tried.said)
 
-# %% ../../nbs/81_mishaps.ipynb #258135dd
+# %% ../../nbs/81_mishaps.ipynb #45bf392d
 LINES = [(gcutmix_train, line) for line in (
     "--name ../x", "--seed 1e23", "--seed -1", "--epochs 0", "--max_steps -1", "--size 0x32",
     "--size 96", "--p 0", "--lr nan", "--lr inf", "--lr -1", "--device tpu", "--variant PC9",
@@ -124,16 +124,18 @@ LINES += [(gcutmix_reproduce, f"--dataset nothing --{line}") for line in (
 LINES += [(gcutmix_raw, "--size 0x0"), (gcutmix_raw, "--backbone vgg"),
           (gcutmix_tables, "--results nowhere"), (gcutmix_attention, "nothing.safetensors")]
 
+def files_in(folder): return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+
 def asked_wrongly(folder, command, words):
     "What a command line says in a folder, its exit status, and whether it wrote something."
-    before, here = sorted(Path(folder).rglob("*")), os.getcwd()
+    before, here = files_in(folder), os.getcwd()
     os.chdir(folder)
     try:
         with mock.patch.object(sys, "argv", [command.__name__, *words]): tried = attempt(command)
     finally: os.chdir(here)
     status = getattr(tried.error, "code", "none, but an error of Python")
     if isinstance(status, str) and isinstance(tried.error, SystemExit): status = 1
-    return tried.said.removesuffix("\n2"), status, sorted(Path(folder).rglob("*")) != before
+    return tried.said.removesuffix("\n2"), status, files_in(folder) != before
 
 def mistaken_line(folder, rng, n=0):
     "Exit status 2, at most two lines that name the mistake, and no file is written."
@@ -142,7 +144,7 @@ def mistaken_line(folder, rng, n=0):
     places = dict(model=run_paths(config).model, root=config.root, out=f"{folder}/new")
     words = shlex.split(line.format(**places))
     said, status, wrote = asked_wrongly(folder, command, words)
-    named = not words or any(word.strip("-") in said for word in words[-2:])
+    named = not words or any(Path(word).name.strip("-") in said for word in words[-2:])
     lost = (f"status {status}" if status != 2 else "wrote files" if wrote else
             "more than two lines" if len(said.splitlines()) > 2 else
             bad_words(said) if named else "the mistake is not named")
