@@ -8,6 +8,7 @@ __all__ = ['Phase', 'phase_ends', 'tenths', 'falling', 'learning_rate', 'mark_tr
 
 # %% ../nbs/59_phases.ipynb #b22449d3
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -22,7 +23,7 @@ class Phase:
     trains: tuple = ()        # beginnings of parameter names; empty: all
     frozen: tuple = ()        # beginnings of names that are not trained
     rate: float = 1.          # factor on the learning rate
-    schedule: callable = None # share of the phase that is over -> factor; None: the run's own
+    schedule: Callable = None # share of the phase that is over -> factor; None: the run's own
     before: str = None        # the network's method that is called before it
 
 def phase_ends(
@@ -80,7 +81,7 @@ class Training:
     lr: float              # its rate
     weight_decay: float
     phases: tuple          # of `Phase`
-    augmentation: callable # (uint8 images, generator, config) -> normalised floats
+    augmentation: Callable # (uint8 images, generator, config) -> normalised floats
     groups: tuple = ()     # (beginning or ending of parameter names, factor on the rate)
 
     def factor(self, name):

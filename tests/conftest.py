@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,14 @@ matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
 # The tools of the environment that runs the tests come first, also where it was not activated.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# A warning raised in the package is an error, here and in every process that a test starts; there
+# a name stands for one module only. A chapter's own cells are `__main__`.
+FILES = [path.relative_to(ROOT).with_suffix("") for path in (ROOT/"gcutmix").rglob("*.py")]
+STRICT = ["__main__", "gcutmix", *(".".join(file.parts) for file in FILES)]
+os.environ["PYTHONWARNINGS"] = ",".join(f"error:::{name}" for name in STRICT)
+# Decoded pictures vanish with the tests, those of other processes too.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["GCUTMIX_CACHE"] = CACHE.name
 
 
 DIES = """
@@ -40,6 +49,7 @@ def killed_at(step, command):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long and seldom breaks; `make test-slow`")
+    config.addinivalue_line("filterwarnings", "error:::gcutmix")
 
 
 def pytest_collection_modifyitems(items):

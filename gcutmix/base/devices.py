@@ -18,13 +18,19 @@ class NoDevice(RuntimeError):
 
 # %% ../../nbs/55_devices.ipynb #b00523c6
 def choose_device(name="auto"):
-    "A `torch.device`. NoDevice (a RuntimeError) if the one asked for is not here."
+    """A `torch.device`. NoDevice (a RuntimeError) if the one asked for is not here, ValueError if
+    there is no such thing."""
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name in (None, "auto"): return here or torch.device("cpu")
-    if name != "cpu" and torch.device(name).type != (here.type if here else "cpu"):
-        raise NoDevice(f"device={name!r} was asked for and there is none here; "
+    try: asked = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device {name!r}: expected one of {', '.join(DEVICES)}") from None
+    if asked.type == "cpu": return asked
+    last = max(torch.accelerator.device_count() - 1, 0)
+    if not here or asked.type != here.type or (asked.index or 0) > last:
+        raise NoDevice(f"device={str(name)!r} was asked for and there is none here; "
                        f"use device='auto'")
-    return torch.device(name)
+    return asked
 
 # %% ../../nbs/55_devices.ipynb #dfb37f7b
 def use_bf16(precision, device):
