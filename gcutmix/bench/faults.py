@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAULTS', 'Fault', 'find_faults', 'try_fault', 'different', 'try_often', 'measure_faults', 'table_of_faults']
 
-# %% ../../nbs/84_faults.ipynb #53a302be
+# %% ../../nbs/84_faults.ipynb #2e6aa651
 import os, random, re, tempfile, time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from . import foreign, harm, mishaps, strange
 from .harm import Outcome
 from .races import fact
 
-# %% ../../nbs/84_faults.ipynb #42f6be28
+# %% ../../nbs/84_faults.ipynb #15a43b74
 @dataclass(frozen=True)
 class Fault:
     "Something that goes wrong."
@@ -29,7 +29,7 @@ class Fault:
 
     what = property(lambda self: self.do.__doc__)
 
-# %% ../../nbs/84_faults.ipynb #899abc7a
+# %% ../../nbs/84_faults.ipynb #7c17d6bd
 FAULTS = [
     Fault("kill", harm.kill_at_random, 60, True), Fault("kill-file", harm.kill_at_a_file, 60, True),
     Fault("kill-write", harm.kill_in_a_write, 60, True), Fault("disk", harm.fill_the_disk, 40),
@@ -59,7 +59,7 @@ def find_faults(names=()):
         raise ValueError(f"fault {unknown[0]!r}: expected {', '.join(known)}")
     return [known[name] for name in names or known]
 
-# %% ../../nbs/84_faults.ipynb #d834bf3f
+# %% ../../nbs/84_faults.ipynb #9b885b44
 def try_fault(fault, n=0):
     "The `Outcome` of one try, without the names of temporary folders."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -72,7 +72,7 @@ def try_fault(fault, n=0):
     temporary = re.escape(tempfile.gettempdir()) + r"/[\w.-]+"
     return Outcome(*(re.sub(temporary, "FOLDER", text) for text in (lost, said)))
 
-# %% ../../nbs/84_faults.ipynb #95c7e20d
+# %% ../../nbs/84_faults.ipynb #e1eac617
 def different(texts, count=3):
     "The first texts that differ in more than numbers."
     found = {}
@@ -99,7 +99,7 @@ def measure_faults(bench):
     tries = fact("tries", sum(f["tries"] for f in faults))
     return dict(comparisons=[], facts=[tries, lost], faults=faults)
 
-# %% ../../nbs/84_faults.ipynb #f9262216
+# %% ../../nbs/84_faults.ipynb #93131ddf
 def table_of_faults(
     result,      # of the part `faults`
     before=None, # the same of an earlier version

@@ -6,7 +6,7 @@
 __all__ = ['CLAIMS', 'Code', 'foreign_weights', 'foreign_bytes', 'foreign_weight_file', 'foreign_network', 'foreign_results',
            'foreign_result', 'crowd', 'far_features', 'equal_pictures']
 
-# %% ../../nbs/83_foreign.ipynb #d7e0d35a
+# %% ../../nbs/83_foreign.ipynb #89cec759
 import json, os, pickle
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..evaluation import evaluate, ranked_list
 from ..model import create_backbone, load_model
 from ..study.tables import read_results
 
-# %% ../../nbs/83_foreign.ipynb #63f10e68
+# %% ../../nbs/83_foreign.ipynb #299f250a
 class Code:
     "A pickle that makes a file when it is read."
     def __init__(self, place): self.place = place
@@ -52,7 +52,7 @@ def foreign_weight_file(folder, rng, n=0):
     lost = "foreign code was executed" if (Path(folder)/"ran").exists() else ""
     return Outcome(lost or refused(tried, path.name), tried.said)
 
-# %% ../../nbs/83_foreign.ipynb #0972ab72
+# %% ../../nbs/83_foreign.ipynb #9e2b77e8
 CLAIMS = [dict(num_classes=10**12), dict(num_classes=-1), dict(num_classes="many"),
           dict(num_classes=9), dict(dim=0), dict(dim=10**9), dict(backbone="vgg"), dict(variant=3),
           dict(block=[0, 0]), dict(num_classes=None), "no JSON", [1], None]
@@ -67,7 +67,7 @@ def foreign_network(folder, rng, n=0):
     tried = attempt(load_model, path)
     return Outcome(refused(tried, path.name), tried.said)
 
-# %% ../../nbs/83_foreign.ipynb #0e8b0ffe
+# %% ../../nbs/83_foreign.ipynb #3f8ed62c
 def foreign_results(good):
     "Texts that are JSON and no result, the good one with a change."
     def changed(**metrics): return json.dumps({**good, "metrics": {**good["metrics"], **metrics}})
@@ -89,7 +89,7 @@ def foreign_result(folder, rng, n=0):
     if len(tried.value) > 1: return Outcome("it is taken for a result", tried.said)
     return Outcome(bad_words(tried.said, stranger.name), tried.said)
 
-# %% ../../nbs/83_foreign.ipynb #d2b842e3
+# %% ../../nbs/83_foreign.ipynb #f66cc56f
 def crowd(rng, people=40, dim=32):
     "Features, identities and cameras of a crowd in two cameras: a query and two gallery pictures."
     dice = torch.Generator().manual_seed(rng.randrange(2**31))

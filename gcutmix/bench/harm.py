@@ -7,7 +7,7 @@ __all__ = ['TINY', 'Outcome', 'Tried', 'METHOD', 'TOUCHES', 'people', 'small_run
            'attempt', 'bad_words', 'refused', 'child', 'last_line', 'in_pieces', 'back', 'struck', 'kill_at_random',
            'dies_at_file', 'kill_at_a_file', 'limited', 'any_size', 'kill_in_a_write', 'fill_the_disk']
 
-# %% ../../nbs/80_harm.ipynb #609e939c
+# %% ../../nbs/80_harm.ipynb #6ab9e133
 import os, shutil, signal, sys
 from collections import namedtuple
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -31,7 +31,7 @@ from ..training import Trainer, fit
 
 with suppress(ImportError): import resource # Windows has none
 
-# %% ../../nbs/80_harm.ipynb #abb60ef2
+# %% ../../nbs/80_harm.ipynb #30eabfc3
 TINY = dict(p=2, instances=2, epochs=3, warmup=1, decay_at=(2,), dim=8, k=1, size=(24, 16),
             eval_every=0, device="cpu")
 
@@ -47,7 +47,7 @@ def small_run(folder, **changes):
     places = dict(root=str(root), out=str(Path(folder)/"runs"))
     return make_preset("demo", "people", **{**TINY, **places, **changes})
 
-# %% ../../nbs/80_harm.ipynb #045fc8eb
+# %% ../../nbs/80_harm.ipynb #fc59d80e
 @lru_cache
 def unharmed(): return fit(small_run(mkdtemp()), quiet=True)
 
@@ -61,14 +61,14 @@ def differs(run):
     if losses[0] == losses[1] and run.metrics == unharmed().metrics: return ""
     return "another history than without the fault"
 
-# %% ../../nbs/80_harm.ipynb #a4e2ecfc
+# %% ../../nbs/80_harm.ipynb #8508f3d5
 def finished(folder):
     "The files of the unharmed run, copied."
     config = small_run(folder)
     shutil.copytree(unharmed().paths.result.parent, config.out, dirs_exist_ok=True)
     return config, run_paths(config)
 
-# %% ../../nbs/80_harm.ipynb #e5048e12
+# %% ../../nbs/80_harm.ipynb #738d9ebe
 def stepping(before):
     "`Trainer.train_step`, with something that happens before each: called with the trainer."
     step = Trainer.train_step
@@ -77,7 +77,7 @@ def stepping(before):
         return step(self, batch)
     return mock.patch.object(Trainer, "train_step", train_step)
 
-# %% ../../nbs/80_harm.ipynb #4814fdfa
+# %% ../../nbs/80_harm.ipynb #15092d58
 Outcome = namedtuple("Outcome", "lost said") # texts; nothing lost: an empty one
 Tried = namedtuple("Tried", "value said error")
 
@@ -92,7 +92,7 @@ def attempt(function, *args, **kwargs):
     said = filter(None, dict.fromkeys(text.strip() for text in said)) # nothing twice
     return Tried(value, "\n".join(said), error)
 
-# %% ../../nbs/80_harm.ipynb #205c99d9
+# %% ../../nbs/80_harm.ipynb #24d747c5
 def bad_words(said, *names):
     "What is wrong with a message that should name all `names`; empty if nothing."
     if not said: return "nothing was said"
@@ -108,7 +108,7 @@ def refused(tried, *names):
         return f"an unforeseen {type(tried.error).__name__}"
     return bad_words(tried.said, *names)
 
-# %% ../../nbs/80_harm.ipynb #316f6e28
+# %% ../../nbs/80_harm.ipynb #49d1b8be
 METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 
 def _in_child(heard, cache, target, args):
@@ -133,7 +133,7 @@ def last_line(job):
     "The end of what a child said."
     return "".join(job.heard.read_text(encoding="utf-8").strip().splitlines()[-1:])
 
-# %% ../../nbs/80_harm.ipynb #0a52ab86
+# %% ../../nbs/80_harm.ipynb #d8ef0a6f
 def in_pieces(config):
     "Train to the end, stopping after every third iteration."
     while fit(config, 3, quiet=True).metrics is None: pass
@@ -153,12 +153,12 @@ def struck(folder, target, *args, seconds=60):
     if job.exitcode: return back(config)
     return struck(Path(folder)/"again", target, *args, seconds=seconds/2) # it came too late
 
-# %% ../../nbs/80_harm.ipynb #1a87798b
+# %% ../../nbs/80_harm.ipynb #0b380171
 def kill_at_random(folder, rng, n=0):
     "At a moment that the clock decides."
     return struck(folder, in_pieces, seconds=rng.uniform(0, 2))
 
-# %% ../../nbs/80_harm.ipynb #2e53ab58
+# %% ../../nbs/80_harm.ipynb #77ba01b2
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir"}
 
 def dies_at_file(config, n):
@@ -175,7 +175,7 @@ def kill_at_a_file(folder, rng, n=0):
     "Just before a file is opened, renamed or deleted."
     return struck(folder, dies_at_file, rng.randint(1, 60))
 
-# %% ../../nbs/80_harm.ipynb #d3a4dd46
+# %% ../../nbs/80_harm.ipynb #74cd5662
 def limited(config, size, kills):
     "Train where no file can have more than `size` bytes: the first that would kills, or fails."
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if kills else signal.SIG_IGN)
@@ -188,7 +188,7 @@ def kill_in_a_write(folder, rng, n=0):
     "With a part of the bytes written."
     return struck(folder, limited, any_size(rng), True)
 
-# %% ../../nbs/80_harm.ipynb #05a7dbfa
+# %% ../../nbs/80_harm.ipynb #28159739
 def fill_the_disk(folder, rng, n=0):
     "A write fails after some bytes; what was there stays, and the advice helps."
     config, size = small_run(folder), any_size(rng)

@@ -7,7 +7,7 @@ __all__ = ['LINES', 'SURROUNDINGS', 'DRAW', 'TRAIN', 'command_words', 'dies_poli
            'leave_litter', 'same_size', 'one_less', 'one_more', 'plain_folder', 'changed_data', 'files_in',
            'asked_wrongly', 'mistaken_line', 'places_of', 'strange_place', 'kill_the_drawer']
 
-# %% ../../nbs/81_mishaps.ipynb #ab9a1ddc
+# %% ../../nbs/81_mishaps.ipynb #ec997d9b
 import os, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from unittest import mock
@@ -27,7 +27,7 @@ from ..study.report import gcutmix_tables
 from ..study.runs import gcutmix_reproduce
 from ..training import fit
 
-# %% ../../nbs/81_mishaps.ipynb #fa23de31
+# %% ../../nbs/81_mishaps.ipynb #bec0f476
 def command_words(config):
     "The words of the command that makes a run, with its places."
     places = ["--root", config.root, "--out", str(config.out), "--device", config.device]
@@ -52,7 +52,7 @@ def ask_to_stop(folder, rng, n=0):
     lost = f"{again} iterations" if again > 0 else bad_words(last_line(job), "goes on")
     return Outcome(outcome.lost or lost, last_line(job))
 
-# %% ../../nbs/81_mishaps.ipynb #b7f7c3b9
+# %% ../../nbs/81_mishaps.ipynb #d68691ea
 def start_twice(folder, rng, n=0):
     "Two trainings of one name, with equal settings or with different ones."
     config, other = small_run(folder), small_run(folder, lr=[.01, .005][n%2])
@@ -64,7 +64,7 @@ def start_twice(folder, rng, n=0):
         return Outcome("" if not jobs[1].exitcode else "both trainings ended", told[0])
     return Outcome(back(config).lost or bad_words(told[0], run_paths(config).result.stem), told[0])
 
-# %% ../../nbs/81_mishaps.ipynb #535f4de7
+# %% ../../nbs/81_mishaps.ipynb #028d5a44
 def leave_litter(folder, rng, n=0):
     "Old .part, .lock, .tmp and .writable files, some of them damaged, beside the run."
     config = small_run(folder)
@@ -76,7 +76,7 @@ def leave_litter(folder, rng, n=0):
     for name in names: (out/name).write_bytes(rng.randbytes(rng.randrange(100)))
     return back(config)
 
-# %% ../../nbs/81_mishaps.ipynb #7cbcc94d
+# %% ../../nbs/81_mishaps.ipynb #08385555
 def same_size(path, rng):
     "Other pixels in as many bytes as before."
     before, times = path.read_bytes(), path.stat()
@@ -106,7 +106,7 @@ def changed_data(folder, rng, n=0):
     if tried.error is not None: return Outcome(refused(tried), tried.said)
     return Outcome("" if tried.said and n%2 else "told as if nothing had changed", tried.said)
 
-# %% ../../nbs/81_mishaps.ipynb #45bf392d
+# %% ../../nbs/81_mishaps.ipynb #88401fe4
 LINES = [(gcutmix_train, line) for line in (
     "--name ../x", "--seed 1e23", "--seed -1", "--epochs 0", "--max_steps -1", "--size 0x32",
     "--size 96", "--p 0", "--lr nan", "--lr inf", "--lr -1", "--device tpu", "--variant PC9",
@@ -150,7 +150,7 @@ def mistaken_line(folder, rng, n=0):
             bad_words(said) if named else "the mistake is not named")
     return Outcome(f"{command.__name__} {line}: {lost}" if lost else "", said)
 
-# %% ../../nbs/81_mishaps.ipynb #ce285eb3
+# %% ../../nbs/81_mishaps.ipynb #1fd4d6c8
 def places_of(folder):
     "Variables that are usual, without home, cache and language."
     left = ("HOME", "XDG_CACHE_HOME", "GCUTMIX_CACHE", "LANG", "LC_ALL", "PYTHONUTF8")

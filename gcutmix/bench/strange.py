@@ -7,7 +7,7 @@ __all__ = ['BILINEAR', 'flip', 'cut', 'damage', 'damaged_checkpoint', 'damaged_n
            'shown', 'noise', 'turned_picture', 'deep_picture', 'hidden_colours', 'half', 'empty', 'text', 'zeros',
            'huge', 'postscript', 'pipe', 'trained_with', 'bad_pictures', 'with_a_bait', 'hostile_picture', 'odd_names']
 
-# %% ../../nbs/82_strange.ipynb #83e0a421
+# %% ../../nbs/82_strange.ipynb #46093112
 import os, shutil
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ..training import fit
 
 BILINEAR = Image.Resampling.BILINEAR
 
-# %% ../../nbs/82_strange.ipynb #e930d239
+# %% ../../nbs/82_strange.ipynb #1e27d067
 def flip(path, rng):
     "Turn one bit round."
     data = bytearray(path.read_bytes())
@@ -41,7 +41,7 @@ def damage(path, rng, n):
     "Two bits of three: one is turned; every third time the end is lost."
     (cut if n%3 == 2 else flip)(path, rng)
 
-# %% ../../nbs/82_strange.ipynb #c4669f94
+# %% ../../nbs/82_strange.ipynb #4812126c
 def damaged_checkpoint(folder, rng, n=0):
     "It is refused by name, or the run goes on from the one before and ends as it should."
     config = small_run(folder)
@@ -80,7 +80,7 @@ def damaged_cache(folder, rng, n=0):
     if tried.error is not None: return Outcome("cannot go on", tried.said)
     return Outcome("" if torch.equal(tried.value, whole) else "other pixels", tried.said)
 
-# %% ../../nbs/82_strange.ipynb #58458f52
+# %% ../../nbs/82_strange.ipynb #c1b98786
 def shown(path):
     "The pixels of one picture, (3,H,W), as a training gets them."
     one = Split([path], np.ones(1, int), np.ones(1, int))
@@ -114,7 +114,7 @@ def hidden_colours(folder, rng, n=0):
     same = torch.equal(*map(shown, paths))
     return Outcome("" if same else "invisible colours show", "")
 
-# %% ../../nbs/82_strange.ipynb #9d55ce70
+# %% ../../nbs/82_strange.ipynb #366750a9
 def half(path): path.write_bytes(path.read_bytes()[:99])
 def empty(path): path.write_bytes(b"")
 def text(path): path.write_text("no picture", encoding="utf-8")
@@ -145,7 +145,7 @@ def bad_pictures(folder, rng, n=0):
     for path in bad: rng.choice([half, empty, text, zeros])(path)
     return trained_with(folder, bad)
 
-# %% ../../nbs/82_strange.ipynb #96b31730
+# %% ../../nbs/82_strange.ipynb #2b4bc35b
 def with_a_bait(config, folder):
     "Train where a program named gs writes down that it was started."
     gs = Path(folder)/"gs"
@@ -168,7 +168,7 @@ def hostile_picture(folder, rng, n=0):
     if not job.exitcode and path.name not in last_line(job): return Outcome("was taken", "")
     return Outcome(bad_words(last_line(job), path.name), last_line(job))
 
-# %% ../../nbs/82_strange.ipynb #ef8ab71a
+# %% ../../nbs/82_strange.ipynb #fe2bc4ae
 def odd_names(folder, rng, n=0):
     "A name that is not UTF-8: the run ends as it should, or ends before its first step."
     config = small_run(folder)
