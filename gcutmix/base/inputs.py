@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LONGEST', 'squares', 'as_features', 'check_batch', 'as_ids', 'as_indices', 'as_pids', 'as_side',
-           'comparable', 'check_kinds', 'one_of', 'at_least', 'check_pair', 'check_fields', 'check_people']
+           'comparable', 'check_kinds', 'one_of', 'at_least', 'check_pair', 'check_fields']
 
 # %% ../../nbs/51_inputs.ipynb #f0d1a312
 import math
@@ -194,16 +194,3 @@ def check_fields(
     for name, largest in dict(most).items():
         if not (value := getattr(settings, name)) <= largest:
             raise ValueError(f"{name} {value}: expected {largest:,} at most")
-
-# %% ../../nbs/51_inputs.ipynb #9501c94f
-def check_people(
-    recipe, # of the network, from `load_model`
-    data,   # a `ReIDDataset` to test it on
-    file,   # the network's name
-):
-    "ValueError if `data` has the name of the network's data set and other training people."
-    people = data.train.num_pids
-    if data.name == recipe.get("dataset") and people != recipe["num_classes"]:
-        raise ValueError(f"{file} was trained on {recipe['num_classes']} people, {data.name} in "
-                         f"{data.root} has {people} to train on: it is a different copy, and may "
-                         f"test on people that the network knows; give the root of its training")
