@@ -29,12 +29,12 @@ def _unread(entry):
 def _check_name(folder, name):
     try: name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the name of {ascii(name)} in {folder} is not UTF-8, as results are: "
+        raise ValueError(f"the name of {name!a} in {folder} is not UTF-8, as results are: "
                          f"rename the file.") from None
 
 # %% ../../nbs/77_folders.ipynb #728d7c13
 def _check_others(folder, read, others):
-    if not others: return
+    if not others: return None
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
     found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
     if others.total() <= read: return say(f"{found}.")
