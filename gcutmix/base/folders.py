@@ -34,7 +34,7 @@ def _check_name(folder, name):
 
 # %% ../../nbs/77_folders.ipynb #728d7c13
 def _check_others(folder, read, others):
-    if not others: return
+    if not others: return None
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
     found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
     if others.total() <= read:
