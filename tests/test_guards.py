@@ -148,7 +148,8 @@ def test_the_guards_are_cheap(config, monkeypatch):
         return clocked
     for name in ("look", "gradient_norm"):
         monkeypatch.setattr(guards, name, timed(getattr(guards, name)))
-    trainer = Trainer(replace(config, backbone="mobilenet_v2", size=(192, 64), k=2, p=16), quiet=True)
+    config = replace(config, backbone="mobilenet_v2", size=(192, 64), k=2, p=16)
+    trainer = Trainer(config, quiet=True)
     for batch in [*trainer.sampler]*3:
         since = time.process_time()
         trainer.train_step(batch)

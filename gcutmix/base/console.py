@@ -85,7 +85,7 @@ def _add_setting(parser, option):
 # %% ../../nbs/45_console.ipynb #a034c9ac
 class OneLine(ArgumentParser):
     "A parser whose complaint is one line."
-    names, never_none = "", frozenset() # of its options
+    names, never_none = "", set() # of its options
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 def parser_of(function, settings=None):
@@ -127,12 +127,12 @@ def run_command(function, parser):
 def command(function=None, *, settings=None):
     "A function that is a command line when it is called without arguments."
     if function is None: return lambda f: command(f, settings=settings)
+    def parser(): return parser_of(function, settings)
     @wraps(function)
     def run(*args, **kwargs):
         if args or kwargs: return function(*args, **kwargs)
-        with plain_speech(function.__name__):
-            return run_command(function, parser_of(function, settings))
-    run.parser = lambda: parser_of(function, settings) # type: ignore[attr-defined] # it is new
+        with plain_speech(function.__name__): return run_command(function, parser())
+    run.parser = parser # type: ignore[attr-defined] # it is new
     return run
 
 # %% ../../nbs/45_console.ipynb #8077f36d
