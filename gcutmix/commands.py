@@ -83,6 +83,7 @@ def _eval_file(path, recipe, dataset, options):
               if value not in (False, None, "euclidean")]
     return path.with_name("-".join([path.stem, *words]) + ".eval.json")
 
+# %% ../nbs/54_commands.ipynb #2a4d5f32
 def _six(splits, size, net, *how):
     "Features, identities and cameras of each split, as `evaluate` takes them."
     six, splits = [], list(splits)

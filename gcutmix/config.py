@@ -89,7 +89,6 @@ SHARES = ("flip", "cutout_p", "cutout_share", "random_erasing", "label_smoothing
 LEAST = dict(seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0, lr=0, weight_decay=0)
 CHOICES = dict(warmup_shape=("linear", "staircase"), precision=("auto", "fp32", "bf16"),
                device=DEVICES)
-
 MOST = dict(seed=2**63 - 1) # what torch takes
 
 def check_name(name):
@@ -103,6 +102,7 @@ def check_budget(max_steps, max_seconds):
     if max_steps is not None: at_least("max_steps", max_steps, 0)
     at_least("max_seconds", max_seconds, 0)
 
+# %% ../nbs/56_config.ipynb #5a5c7719
 def check_config(config):
     "ValueError for a setting that nothing would notice later."
     Options.__post_init__(config)

@@ -131,8 +131,8 @@ def guards_of(
     if dead and run.accelerator.is_main_process and not any(map(dead_branches, before)):
         names = [branch.name for branch in run.network.branches]
         who = " and ".join(names[i] if names else f"branch {i + 1}" for i in dead)
-        warnings.warn(f"dead since epoch {run.epoch + 1}: {who}. Nearly all Grad-CAMs are empty, "
-                      f"or all embeddings the same, and that seldom heals: start anew under "
-                      f"another `name` with a lower lr (than {run.config.lr}) or a longer warmup",
-                      stacklevel=2)
+        text = (f"dead since epoch {run.epoch + 1}: {who}. Nearly all Grad-CAMs are empty, or all "
+                f"embeddings the same, and that seldom heals: start anew under another `name` "
+                f"with a lower lr (than {run.config.lr}) or a longer warmup")
+        warnings.warn_explicit(text, UserWarning, "gcutmix", 0) # without a line of source below
     return dict(guards=guards)

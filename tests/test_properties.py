@@ -126,7 +126,7 @@ def test_what_is_hidden_leaves_nothing(n, c, h, w, dtype, bad, seed):
         mixed = feature_cutmix(anchor, partner, mask)
         assert mixed.dtype == dtype and torch.equal(mixed, expected)
         a, b = torch.autograd.grad(mixed.sum(), (anchor, partner))
-        assert torch.equal(a, seen.expand_as(a).to(dtype)) and torch.equal(a + b, torch.ones_like(a))
+        assert torch.equal(a, seen.expand_as(a).to(dtype)) and (a + b == 1).all()
 
 
 @tried
@@ -342,9 +342,9 @@ def test_any_text_is_numbers_or_an_error(text):
 
 
 whole, share = st.integers(0, 10**6), st.floats(0, 1)
-SETTINGS = dict(seed=whole, epochs=st.integers(1, 999), lr=st.floats(1e-9, 10), dataset=st.text(
-    "aZ09_-./ 'ä\"$\\\n", min_size=1).filter(lambda text: text[0] != "-"), size=st.tuples(whole, whole),
-    channels_last=st.booleans(), flip=share, margin=share)
+names = st.text("aZ09_-./ 'ä\"$\\\n", min_size=1).filter(lambda text: text[0] != "-")
+SETTINGS = dict(seed=whole, epochs=st.integers(1, 999), lr=st.floats(1e-9, 10), dataset=names,
+                size=st.tuples(whole, whole), channels_last=st.booleans(), flip=share)
 
 
 @functools.cache

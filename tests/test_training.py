@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shlex
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import gcutmix.training as training
 import gcutmix.ingredients as ingredients
 import gcutmix.variants as variants
-from conftest import killed_at
+from conftest import killed_at, posix
 from gcutmix.base.checkpoints import Damaged, read_state
 from gcutmix.base.devices import make_accelerator
 from gcutmix.base.files import write_atomically
@@ -106,6 +105,7 @@ runpy.run_path(shutil.which(sys.argv[0]), run_name="__main__")
 """
 
 
+@posix
 @pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow)
                                                for name in ("SIGINT", "SIGHUP"))])
 def test_a_signal_ends_a_command_with_a_checkpoint_and_one_line(short, name, tmp_path):
@@ -143,6 +143,7 @@ def test_a_signal_during_the_test_keeps_the_epoch(short, tmp_path, monkeypatch):
     assert [entry["loss"] for entry in again.history] == [entry["loss"] for entry in whole.history]
 
 
+@posix
 def test_an_ignored_signal_stays_ignored(short, monkeypatch):
     "That is what nohup is for."
     usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -303,6 +304,7 @@ def test_a_full_disk_keeps_the_checkpoint(config, monkeypatch):
                                    lambda part: save_file({"a": torch.zeros(9999)}, part),
                                    lambda part: part.write_text("a"*9999)])
 def test_whatever_is_written_a_full_disk_is_told_with_advice(write, tmp_path):
+    resource = pytest.importorskip("resource")
     file, limits = tmp_path/"file", resource.getrlimit(resource.RLIMIT_FSIZE)
     file.write_text("old")
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

@@ -123,7 +123,9 @@ FOLDERS = dict(train="bounding_box_train", query="query", gallery="bounding_box_
 # %% ../../nbs/44_files.ipynb #361d8539
 def _git(*words):
     "What git says of the package's folder; empty if there is no git or no checkout."
-    command = ["git", "-C", Path(find_spec("gcutmix").origin).parent, *words]
+    # a look must not lock: killed, it would leave the lock behind
+    here = Path(find_spec("gcutmix").origin).parent
+    command = ["git", "--no-optional-locks", "-C", here, *words]
     try: return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError: return ""
 

@@ -37,7 +37,9 @@ def _check_others(folder, read, others):
     if not others: return None
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
     found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
-    if others.total() <= read: return say(f"{found}.")
+    if others.total() <= read:
+        say(f"{found}.")
+        return
     raise ValueError(f"{found}: expected files like 0002_c1_01.jpg, not in subfolders, ending in "
                      f"{', '.join(SUFFIXES)}. Convert or move them.")
 

@@ -176,6 +176,7 @@ def check_seal(path, state):
     raise ValueError(f"{Path(path).name} is damaged, its numbers or its recipe were changed: copy "
                      f"it again, or train it again")
 
+# %% ../../nbs/49_weights.ipynb #fab9330f
 ABOUT = "dataset", "size" # what a run adds to the recipe
 
 def read_network(

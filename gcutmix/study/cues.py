@@ -19,7 +19,6 @@ from ..evaluation import evaluate, extract_features
 from ..images import load_images
 from ..pedestrians import scene_of
 from .maps import normalized, rounded
-from ..base.files import FOLDERS
 from ..base.strangers import NUMBER, check_entries, check_numbers
 from .paper import check_known, filled
 from ..variants import VARIANTS, find_variant
@@ -165,23 +164,26 @@ def _check_cues(content):
     check_entries(content, dict.fromkeys(("cues", "coverage", "occlusion"), dict), WHAT)
     area, share = (content["cues"].get(key) for key in ("area", "share"))
     check_entries(share, dict.fromkeys(content["branches"], dict), WHAT)
-    parts = [(each, dict.fromkeys(SCENE, (*NUMBER, type(None)))) for each in share.values()]
-    parts += [(area, dict.fromkeys(SCENE, NUMBER))]
+    parts: list = [(area, dict.fromkeys(SCENE, NUMBER))]
+    parts += [(each, dict.fromkeys(SCENE, (*NUMBER, type(None)))) for each in share.values()]
     parts += [(content["coverage"].get(p), dict(union=NUMBER)) for p in ("person", "area")]
     parts += [(o, dict(changed=int, rank1_lost=NUMBER)) for o in content["occlusion"].values()]
-    parts += [(content["data"].get(p), dict(sha256=str, images=int)) for p in FOLDERS]
+    for part in ("train", "query", "gallery"):
+        parts.append((content["data"].get(part), dict(sha256=str, images=int)))
     for part, kinds in parts: check_entries(part, kinds, WHAT)
 
+# %% ../../nbs/27_cues.ipynb #6405a7d7
 def check_attention(content):
-    """Whether the content of a file was measured on test people of the network's own data set.
-    ValueError if it is no result of `gcutmix_attention` that this version can use."""
+    "Whether a file is about test people of the network's own. ValueError if it cannot be used."
     check_entries(content, ATTENTION, WHAT)
     check_entries(content["recipe"], dict(dataset=str, variant=str), WHAT)
     check_known(content["recipe"])
     check_numbers(content)
     branches = [branch.name for branch in find_variant(content["recipe"]["variant"]).branches]
     if content["branches"] != branches: raise ValueError(f"is no {WHAT}: its branches are others")
-    for pair in content["overlap"]: check_entries(pair, OVERLAP, WHAT)
+    for pair in content["overlap"]:
+        check_entries(pair, OVERLAP, WHAT)
+        check_entries(dict(zip("ab", pair["branches"])), dict(a=str, b=str), WHAT)
     if "cues" in content: _check_cues(content)
     own = content.get("dataset") in (None, content["recipe"].get("dataset"))
     return own and content["split"] == "query"

@@ -147,6 +147,12 @@ def run_missing(
         elif next: break
 
 # %% ../../nbs/21_runs.ipynb #ed027f02
+def _check(base, seeds, budget):
+    check_backbone(base.backbone, base.weights)
+    at_least("seeds", seeds, 1)
+    at_least("budget", budget, 0)
+
+# %% ../../nbs/21_runs.ipynb #62ac5d9f
 @command
 def gcutmix_reproduce(
     dataset:str="pedestrians", # as in gcutmix_train
@@ -171,9 +177,7 @@ def gcutmix_reproduce(
     name = preset or PRESETS.get(dataset, "paper")
     base = make_preset(name, dataset, out=out or f"results/{dataset}", **given)
     if epochs is not None: base = shortened(base, epochs)
-    at_least("seeds", seeds, 1)
-    at_least("budget", budget, 0)
-    check_backbone(base.backbone, base.weights)
+    _check(base, seeds, budget)
     runs = plan(base, table, seeds)
     run_missing(runs, base.out, budget, next)
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
