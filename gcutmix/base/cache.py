@@ -136,7 +136,8 @@ def tidy(file):
     alike = file.name.rpartition("-")[0]
     for other in [*file.parent.iterdir()]:
         left = other.name.startswith(".tmp-") or file.parent == _temporary()
-        if other == file or not (other.name.startswith(alike) or (left and _is_old(other))): continue
+        stale = other.name.startswith(alike) or (left and _is_old(other))
+        if other == file or not stale: continue
         if other.is_dir(): shutil.rmtree(other, ignore_errors=True)
         # Windows keeps a file that is open somewhere
         with suppress(OSError): other.unlink()
