@@ -85,7 +85,7 @@ def _add_setting(parser, option):
 # %% ../../nbs/45_console.ipynb #a034c9ac
 class OneLine(ArgumentParser):
     "A parser whose complaint is one line."
-    names, never_none = "", set() # of its options
+    names, never_none = "", frozenset() # of its options
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 def parser_of(function, settings=None):
