@@ -14,6 +14,7 @@ from .base.devices import choose_device
 from .base.files import (code_version, file_digest, fingerprint, hardware, packages,
                                 read_json, write_json)
 from .base.inputs import check_people
+from .base.launch import is_first
 from .config import TrainConfig, make_preset
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
@@ -32,7 +33,7 @@ def report(run):
             f"see {run.paths.result}")
 
 # %% ../nbs/54_commands.ipynb #b23e7743
-@command(settings=TrainConfig)
+@command(settings=TrainConfig, shared=True)
 def gcutmix_train(
     preset:str="paper",            # recipe that the others change: paper, released, small, demo
     dataset:str="cuhk03-detected", # or cuhk03-labeled, market1501, dukemtmc-reid, pedestrians, ...
@@ -40,7 +41,8 @@ def gcutmix_train(
     **settings
 ):
     "Train one network and write its result. The same command goes on with a stopped run."
-    print(report(fit(make_preset(preset, dataset, **settings), max_steps)))
+    run = fit(make_preset(preset, dataset, **settings), max_steps)
+    if is_first(): print(report(run))
 
 # %% ../nbs/54_commands.ipynb #0d6c2f18
 def _test_data(recipe, dataset, root, file):

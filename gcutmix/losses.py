@@ -9,6 +9,9 @@ __all__ = ['pairwise_distance', 'batch_hard_triplet', 'branch_losses']
 import torch
 import torch.nn.functional as F
 
+from .base.inputs import full
+from .base.processes import everybody
+
 # %% ../nbs/05_losses.ipynb #c21c4bba
 def pairwise_distance(
     embeddings, # (N,D)
@@ -42,8 +45,9 @@ def batch_hard_triplet(
     if pids.shape != embeddings.shape[:1]:
         raise ValueError(f"pids of shape {tuple(pids.shape)}: expected one for each embedding, "
                          f"({len(embeddings)},)")
+    embeddings, pids = everybody(embeddings), everybody(pids)
     positive, same, anchors = _pairs(pids)
-    distance = pairwise_distance(embeddings.float())
+    distance = pairwise_distance(full(embeddings))
     positive, same = positive.to(distance.device), same.to(distance.device)
     hardest_positive = distance.masked_fill(~positive, -torch.inf).amax(1)
     hardest_negative = distance.masked_fill(same, torch.inf).amin(1)
@@ -59,5 +63,5 @@ def branch_losses(
 ):                      # (cross entropy, triplet), two scalars
     "The two losses of one branch, on its own embedding and logits."
     target = labels.to(logits.device, non_blocking=True)
-    ce = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    ce = F.cross_entropy(full(logits), target, label_smoothing=label_smoothing)
     return ce, batch_hard_triplet(embedding, labels)

@@ -113,6 +113,7 @@ def begin_phase(run, number, anew=True):
     run.phase, optimizer = number, make_optimizer(network, run.training)
     run.accelerator.free_memory() # what the phase before had prepared
     run.model, run.optimizer = run.accelerator.prepare(network, optimizer)
+    run.model.device_ids = None # as is, DDP would take the labels to the GPU, too
     run.model.train()
 
 def rate(run, done):

@@ -16,6 +16,8 @@ from fastcore.basics import patch
 from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version
+from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
+                                    sharing, synchronize)
 from .base.resume import checked, finish_run, how, load_run, recipe, save_run
 from .config import (Options, Run, TrainConfig, command_of, make_preset, read_run,
                             run_paths)
@@ -77,6 +79,7 @@ class Trainer:
         self.config, self.quiet, self.paths = config, quiet, run_paths(config)
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
+        self.processes = self.parts # all that the run has had
         self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
         self.training, self.kept, self.first = training_of(config), None, None
         self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
@@ -94,10 +97,16 @@ class Trainer:
         self.ends = phase_ends(self.training.phases, self.total)
         model = seeded_model(c, train.num_pids)
         check_map(model, c.size)
+        if c.sync_bn and self.parts > 1: synchronize(model)
         images = load_images(train, c.size, progress=not self.quiet)
         self.images, self.labels = to_device(images, self.device), torch.as_tensor(train.labels)
         self.model = model.to(self.device)
         self.begin_phase(0)
+
+    def sharing(self):
+        "Inside, a batch lies in parts on all processes."
+        rank, local = self.accelerator.process_index, self.config.mining == "local"
+        return sharing(rank, self.parts, local)
 
     network = property(lambda self: self.accelerator.unwrap_model(self.model))
     done = property(lambda self: self.epoch*len(self.sampler) + len(self.rows)) # iterations
@@ -106,18 +115,19 @@ class Trainer:
 # %% ../nbs/09_training.ipynb #879b9d01
 @patch
 def train_step(self: Trainer, batch):
-    "One update. Its randomness depends on (seed, epoch, step, process) alone."
-    rank, bf16 = self.accelerator.process_index, self.how["precision"] == "bf16"
-    batch = torch.as_tensor(batch).chunk(self.accelerator.num_processes)[rank]
-    images = self.images[batch.to(self.images.device)].to(self.device)
-    key = keyed_generator(self.config.seed, self.epoch, len(self.rows), rank)
-    if self.kept is not None: images = self.network.with_kept(images, self.kept[batch], key)
-    with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-        loss, row = forward_loss(self.model, images, self.labels[batch], key, self.config)
-    self.optimizer.zero_grad()
-    self.accelerator.backward(loss)
+    "One update. Its randomness depends on (seed, epoch, step) alone; many processes share it."
+    whole, bf16 = torch.as_tensor(batch), self.how["precision"] == "bf16"
+    key = keyed_generator(self.config.seed, self.epoch, len(self.rows))
+    with self.sharing():
+        batch = part(whole)
+        images = self.images[batch.to(self.images.device)].to(self.device)
+        if self.kept is not None: images = self.network.with_kept(images, self.kept[whole], key)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            loss, row = forward_loss(self.model, images, self.labels[batch], key, self.config)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.rows.append(average(row))
     self.optimizer.step()
-    self.rows.append(row)
 
 # %% ../nbs/09_training.ipynb #82d379bf
 @patch
@@ -128,7 +138,7 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
     where = f"epoch {self.epoch + 1}/{self.config.epochs}"
     if self.history: where += f", loss {self.history[-1]['loss']:.2f} in the epoch before"
     for batch in list(self.sampler)[len(self.rows):][:budget]:
-        if (since := time.monotonic()) > deadline: break
+        if any_of_us((since := time.monotonic()) > deadline): break
         self.aim()
         self.train_step(batch)
         self.seconds += time.monotonic() - since
@@ -139,10 +149,12 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
 @patch
 def test(self: Trainer):
     "Metrics of the network as it stands, on query and gallery."
+    def embed(images): return extract_features(self.network, images, device=self.device)
+    same_buffers(self.network)
     sides = []
     for split in (self.data.query, self.data.gallery):
         images = load_images(split, self.config.size, progress=not self.quiet)
-        features = extract_features(self.network, images, device=self.device)
+        features = torch.cat(in_turn(embed, images.split(64)))
         sides += [features, split.pids, split.camids]
     return evaluate(*sides)
 
@@ -165,6 +177,7 @@ def run(self: Trainer, stop, deadline):
     quiet = self.quiet or not self.accelerator.is_main_process
     title = f"{self.config.variant} on {self.config.dataset}"
     progress = Progress(self.total, title, self.done, quiet)
+    check_same(self.done, self.paths.checkpoint)
     try:
         while self.epoch < self.config.epochs:
             self.train_epoch(stop - self.done, progress, deadline)
@@ -198,7 +211,8 @@ def fit(
     if paths.checkpoint.exists(): trainer.load()
     stop, deadline = trainer.total, time.monotonic() + max_seconds
     if max_steps is not None: stop = min(stop, trainer.done + max_steps)
-    if not trainer.run(stop, deadline):
+    with trainer.sharing(): done = trainer.run(stop, deadline)
+    if not done:
         trainer.save()
         return Run(config, trainer.history, paths)
     trainer.finish()

@@ -18,6 +18,7 @@ from fastcore.docments import docments
 from tqdm import tqdm
 
 from .devices import NoDevice
+from .launch import check_alone
 
 # %% ../../nbs/45_console.ipynb #7346e932
 def numbers(text):
@@ -102,14 +103,16 @@ def given(parser, line):
 # %% ../../nbs/45_console.ipynb #d792dd5a
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, NoDevice)
 
-def command(function=None, *, settings=None):
+def command(function=None, *, settings=None, shared=False):
     "A function that is a command line when it is called without arguments."
-    if function is None: return lambda f: command(f, settings=settings)
+    if function is None: return lambda f: command(f, settings=settings, shared=shared)
     @wraps(function)
     def run(*args, **kwargs):
         if args or kwargs: return function(*args, **kwargs)
         asked = given(parser_of(function, settings), sys.argv[1:])
-        try: return function(**asked)
+        try:
+            if not shared: check_alone(function.__name__)
+            return function(**asked)
         except MISTAKES as error: sys.exit(f"{function.__name__}: {error}")
     run.parser = lambda: parser_of(function, settings)
     return run

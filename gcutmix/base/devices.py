@@ -10,6 +10,8 @@ import os
 
 import torch
 
+from .launch import TIMEOUT, join
+
 # %% ../../nbs/55_devices.ipynb #79a6a323
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -37,8 +39,12 @@ def make_accelerator(device="auto"):
     "Device and processes of a run, by accelerate. NoDevice if the device is not here."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
     cpu = choose_device(device).type == "cpu"
     # accelerate keeps the first device of a process for good; a second run may want another.
     if "WORLD_SIZE" not in os.environ: AcceleratorState._reset_state(reset_partial_state=True)
     # `train_step` casts, whatever a launcher says.
-    return Accelerator(cpu=cpu, mixed_precision="no")
+    group = InitProcessGroupKwargs(timeout=TIMEOUT)
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[group])
+    if accelerator.num_processes > 1: join()
+    return accelerator

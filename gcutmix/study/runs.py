@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from ..base.console import command
 from ..base.files import check_writable
+from ..base.launch import check_alone
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
 from ..training import fit, make_preset, read_run, recipe, run_paths
@@ -142,6 +143,7 @@ def run_missing(
 ):
     """Run what has no result, one after the other.
     What a different process trains is left to it."""
+    check_alone("gcutmix_reproduce")
     start, busy = time.monotonic(), set()
     while todo := [config for config in missing(runs) if config.name not in busy]:
         left = budget*60 - (time.monotonic() - start)
