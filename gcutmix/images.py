@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from .base.cache import cache_file, open_cache, write_cache
+from .base.launch import one_at_a_time
 from .base.processes import rand
 
 # %% ../nbs/01_images.ipynb #e1892190
@@ -28,7 +29,8 @@ def load_images(
         raise ValueError(f"size {size}: expected height and width in pixels, such as (384, 128)")
     file, shape = cache_file(split, size, cache), (len(split), 3, *size)
     if (images := open_cache(file, shape)) is None:
-        write_cache(file, split, size, progress)
+        with one_at_a_time(file):
+            if open_cache(file, shape) is None: write_cache(file, split, size, progress)
         images = open_cache(file, shape)
     return images
 

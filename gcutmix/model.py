@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .base.inputs import full
-from .base.processes import batch_variance
+from .base.norms import batch_variance
 from .base.weights import build_with_weights, read_recipe, write_network
 from .config import Options
 from .gradcam import head_gradient

@@ -16,8 +16,9 @@ from fastcore.basics import patch
 from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version
+from .base.norms import synchronize
 from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
-                                    sharing, synchronize)
+                                    sharing)
 from .base.resume import checked, finish_run, how, load_run, recipe, save_run
 from .config import (Options, Run, TrainConfig, command_of, make_preset, read_run,
                             run_paths)
