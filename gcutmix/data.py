@@ -15,7 +15,7 @@ import numpy as np
 
 from .base.archives import make_cuhk03
 from .base.files import FOLDERS
-from .pedestrians import write_pedestrians
+from .pedestrians import place_to_draw, write_pedestrians
 
 # %% ../nbs/00_data.ipynb #27cd173f
 _pattern = re.compile(r"(-?\d+)_c(\d+)")
@@ -172,7 +172,7 @@ def find_folder(name, root=None, progress=True):
     found = [folder for folder in tried if (folder/FOLDERS["train"]).is_dir()]
     if found: return found[0]
     if name == "pedestrians":
-        return write_pedestrians(base if root and not base.exists() else base/name)
+        return write_pedestrians(place_to_draw(base, named=bool(root)))
     if name in ("cuhk03-labeled", "cuhk03-detected"):
         if folder := make_cuhk03(base, name[7:], progress): return folder
     raise FileNotFoundError(f"no data set '{name}': looked for {FOLDERS['train']} in "

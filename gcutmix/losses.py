@@ -9,7 +9,7 @@ __all__ = ['pairwise_distance', 'batch_hard_triplet', 'branch_losses']
 import torch
 import torch.nn.functional as F
 
-from .base.inputs import full
+from .base.inputs import check_batch, full
 from .base.processes import everybody
 
 # %% ../nbs/05_losses.ipynb #c21c4bba
@@ -17,6 +17,7 @@ def pairwise_distance(
     embeddings, # (N,D)
 ):              # (N,N)
     "Euclidean distances, 0 on the diagonal, with gradient 0 (not nan) between equal embeddings."
+    check_batch(embeddings)
     square = (embeddings[:, None] - embeddings).square().sum(2)
     equal = square == 0 # and not `square > 0`: nan and inf pass through, to be seen
     return square.masked_fill(equal, 1.).sqrt().masked_fill(equal, 0.)
@@ -52,7 +53,8 @@ def batch_hard_triplet(
     hardest_positive = distance.masked_fill(~positive, -torch.inf).amax(1)
     hardest_negative = distance.masked_fill(same, torch.inf).amin(1)
     # An image without a positive or a negative has softplus(-inf) = 0: it adds nothing.
-    return F.softplus(hardest_positive - hardest_negative).sum()/anchors
+    loss = F.softplus(hardest_positive - hardest_negative).sum()/anchors
+    return loss + distance.trace() # which is 0, or nan if any embedding is not finite
 
 # %% ../nbs/05_losses.ipynb #e0d1eea4
 def branch_losses(

@@ -16,16 +16,18 @@ from fastcore.basics import patch
 from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version
-from .base.norms import synchronize
+from .base.locks import held, locked, stoppable
 from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
-                                    sharing)
-from .base.resume import checked, finish_run, how, load_run, recipe, save_run
-from .config import (Options, Run, TrainConfig, command_of, make_preset, read_run,
-                            run_paths)
+                                    share_of)
+from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
+                                 save_run)
+from .config import (Options, Run, TrainConfig, check_budget, command_of, make_preset,
+                            read_run, run_paths)
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
+from .guards import guarded, guards_of
 from .images import keyed_generator, load_images, to_device
-from .model import check_map, create_model, save_model
+from .model import check_backbone, check_map, create_model, save_model
 from .phases import aim, begin_phase, learning_rate, phase_ends, rate
 from .samplers import PKSampler
 from .variants import find_variant, training_of, weights_of
@@ -74,17 +76,18 @@ def seeded_model(
 # %% ../nbs/09_training.ipynb #8f3f6d17
 class Trainer:
     "Data, network, optimiser, and where the run stands."
-    save, load, how = save_run, load_run, property(how)
-    begin_phase, aim, rate = begin_phase, aim, rate
+    save, load, leave, how = save_run, load_run, leave_run, property(how)
+    begin_phase, aim, rate, sharing = begin_phase, aim, rate, share_of
     def __init__(self, config, quiet=False):
         self.config, self.quiet, self.paths = config, quiet, run_paths(config)
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
         self.processes = self.parts # all that the run has had
-        self.epoch, self.rows, self.history, self.seconds = 0, [], [], 0.
+        self.epoch, self.rows, self.guards, self.history, self.seconds = 0, [], [], [], 0.
         self.training, self.kept, self.first = training_of(config), None, None
         self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
         self.code, self.last_saved = code_version(), time.monotonic()
+        check_backbone(config.backbone, self.weights)
         if config.p % self.parts:
             raise ValueError(f"p = {config.p} identities per batch do not divide among "
                              f"{self.parts} processes; change p or the number of processes")
@@ -98,16 +101,10 @@ class Trainer:
         self.ends = phase_ends(self.training.phases, self.total)
         model = seeded_model(c, train.num_pids)
         check_map(model, c.size)
-        if c.sync_bn and self.parts > 1: synchronize(model)
         images = load_images(train, c.size, progress=not self.quiet)
         self.images, self.labels = to_device(images, self.device), torch.as_tensor(train.labels)
         self.model = model.to(self.device)
         self.begin_phase(0)
-
-    def sharing(self):
-        "Inside, a batch lies in parts on all processes."
-        rank, local = self.accelerator.process_index, self.config.mining == "local"
-        return sharing(rank, self.parts, local)
 
     network = property(lambda self: self.accelerator.unwrap_model(self.model))
     done = property(lambda self: self.epoch*len(self.sampler) + len(self.rows)) # iterations
@@ -115,6 +112,7 @@ class Trainer:
 
 # %% ../nbs/09_training.ipynb #879b9d01
 @patch
+@guarded
 def train_step(self: Trainer, batch):
     "One update. Its randomness depends on (seed, epoch, step) alone; many processes share it."
     whole, bf16 = torch.as_tensor(batch), self.how["precision"] == "bf16"
@@ -140,9 +138,10 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
     if self.history: where += f", loss {self.history[-1]['loss']:.2f} in the epoch before"
     for batch in list(self.sampler)[len(self.rows):][:budget]:
         if any_of_us((since := time.monotonic()) > deadline): break
-        self.aim()
-        self.train_step(batch)
-        self.seconds += time.monotonic() - since
+        with held(): # a signal waits for the end of the step
+            self.aim()
+            self.train_step(batch)
+            self.seconds += time.monotonic() - since
         progress(self.done, where)
         if time.monotonic() - self.last_saved > 60: self.save()
 
@@ -163,18 +162,19 @@ def test(self: Trainer):
 def end_epoch(self: Trainer):
     "Turn the epoch's steps into an entry of the history; test if asked for, and after the last."
     rate, seconds = self.rate(self.done - 1), round(self.seconds, 1)
-    entry = dict(epoch=self.epoch + 1, lr=rate, **checked(self), seconds=seconds)
-    self.epoch, self.rows = self.epoch + 1, []
-    every = self.config.eval_every
-    if self.epoch == self.config.epochs or every and self.epoch % every == 0:
+    epoch, every = self.epoch + 1, self.config.eval_every
+    entry = dict(epoch=epoch, lr=rate, **checked(self), **guards_of(self), seconds=seconds)
+    if epoch == self.config.epochs or (every and epoch % every == 0):
         self.metrics = self.test()
         entry.update(rank1=self.metrics.rank1, mAP=self.metrics.mAP)
-    self.history.append(entry)
+    with held():
+        self.epoch, self.rows, self.guards = epoch, [], []
+        self.history = [*self.history, entry]
 
 # %% ../nbs/09_training.ipynb #dbbc7ab0
 @patch
 def run(self: Trainer, stop, deadline):
-    "Train up to iteration `stop` or until `deadline`; whether all epochs are over."
+    "Train up to iteration `stop`, or until `deadline`, or to the end."
     quiet = self.quiet or not self.accelerator.is_main_process
     title = f"{self.config.variant} on {self.config.dataset}"
     progress = Progress(self.total, title, self.done, quiet)
@@ -185,7 +185,6 @@ def run(self: Trainer, stop, deadline):
             if len(self.rows) < len(self.sampler): break # the budget is spent
             self.end_epoch()
     finally: progress.close()
-    return self.epoch == self.config.epochs
 
 @patch
 def finish(self: Trainer):
@@ -200,22 +199,19 @@ def fit(
     quiet=False,          # no progress
     max_seconds=math.inf, # stop after so long
 ):                        # `Run`
-    """Train, test after the last epoch, write the result.
-    The same call goes on with a stopped run. A finished one is read from its result,
-    without a look at the data: another `root` needs another `name` or `out`.
-    ValueError if files of that name are of another run, FloatingPointError if training explodes."""
-    if max_steps is not None and max_steps < 0:
-        raise ValueError(f"max_steps {max_steps}: expected 0 or more")
+    """Train, test after the last epoch, write the result. The same call goes on with a stopped run.
+    A finished one is read from its result, without a look at the data: another `root` needs
+    another `name` or `out`. ValueError if files of that name are of another run, Busy (an OSError)
+    if a different process trains it, FloatingPointError if training explodes."""
+    check_budget(max_steps, max_seconds)
     paths = run_paths(config)
-    if paths.result.exists(): return read_run(paths.result, config)
-    trainer = Trainer(config, quiet)
-    if paths.checkpoint.exists(): trainer.load()
-    stop, deadline = trainer.total, time.monotonic() + max_seconds
-    if max_steps is not None: stop = min(stop, trainer.done + max_steps)
-    with trainer.sharing(): done = trainer.run(stop, deadline)
-    if not done:
-        trainer.save()
-        return Run(config, trainer.history, paths)
-    trainer.finish()
-    trainer.accelerator.wait_for_everyone()
+    with locked(paths), stoppable():
+        if paths.result.exists(): return read_run(paths.result, config)
+        trainer = Trainer(config, quiet)
+        if paths.checkpoint.exists(): trainer.load()
+        stop, deadline = trainer.total, time.monotonic() + max_seconds
+        if max_steps is not None: stop = min(stop, trainer.done + max_steps)
+        with stoppable(trainer.leave), trainer.sharing(): trainer.run(stop, deadline)
+        trainer.accelerator.wait_for_everyone()
+    if trainer.epoch < config.epochs: return Run(config, trainer.history, paths)
     return read_run(paths.result, config)

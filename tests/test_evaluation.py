@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-import gcutmix.evaluation as ev
+from gcutmix.base.distances import Pairs, counts
 from gcutmix.base.pictures import show_ranked_lists
 from gcutmix.base.rerank import reranked
 from gcutmix.evaluation import (average_precision, distance_to, evaluate, extract_features,
@@ -178,7 +178,9 @@ def test_zero_features_all_tie():
     (3, torch.full((160, 8), 1e30), "too large to square"),
     (0, torch.zeros(40), "expected floating point of shape"),
     (0, torch.zeros(40, 8, dtype=torch.long), "found torch.int64"),
-    (3, torch.zeros(0, 8), "N > 0"),
+    (3, torch.zeros(0, 8), "N and D > 0"),
+    (0, torch.zeros(40, 0), "N and D > 0"),
+    (1, np.full(40, 2**63, np.uint64), "query_pids: found 9223372036854775808, .*below 2"),
     (0, torch.zeros(40, 9), "9 dimensions, gallery features 8"),
     (0, torch.zeros(9, 8), "query_pids: .*expected 9 integers"),
     (1, [1]*39, "query_pids: .*expected 40 integers"),
@@ -309,15 +311,12 @@ def test_show_ranked_lists():
 
 def test_memory_is_bounded(monkeypatch):
     "No tensor of distances is larger than `chunk_mb`."
-    seen = []
+    seen, rows_of = [], Pairs.rows
     def spy(*args):
-        to = distance_to(*args)
-        def call(q, out=None):
-            d = to(q, out)
-            seen.append(d.numel()*d.element_size())
-            return d
-        return call
-    monkeypatch.setattr(ev, "distance_to", spy)
+        rows = rows_of(*args)
+        seen.append(rows.nbytes)
+        return rows
+    monkeypatch.setattr(Pairs, "rows", spy)
     six = people(Q=300, G=1000)
     single = six[0].float(), *six[1:3], six[3].float(), *six[4:]
     mixed = six[0].double(), *single[1:]

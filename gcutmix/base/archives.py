@@ -50,7 +50,7 @@ def extract_cuhk03(
 ):
     """Write the original CUHK03 release into the folders of CUHK03-NP. FileExistsError if
     `folder` holds something, ValueError for a missing picture, OSError for a full disk."""
-    try: import h5py, scipy.io
+    try: import h5py, scipy.io # noqa: F401 scipy is needed later: better known now
     except ImportError as error:
         raise ImportError(f"{mat} needs h5py and scipy: pip install 'gcutmix[raw]'") from error
     if (folder := Path(folder)).is_dir() and any(folder.iterdir()):

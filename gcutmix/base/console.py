@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['Option', 'FROM_TEXT', 'UNSET', 'MISTAKES', 'numbers', 'words', 'truth', 'options_of', 'options_in', 'OneLine',
-           'parser_of', 'given', 'command', 'extra', 'changed', 'command_line', 'Progress']
+           'parser_of', 'given', 'as_typed', 'plain_speech', 'Ended', 'run_command', 'command', 'extra', 'changed',
+           'command_line', 'Progress']
 
 # %% ../../nbs/45_console.ipynb #83dbdfd1
-import inspect, re, shlex, sys
+import inspect, re, shlex, sys, warnings
 from collections import namedtuple
 from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import wraps
 
+import torch
 from fastcore.docments import docments
 from tqdm import tqdm
 
-from .devices import NoDevice
-from .launch import check_alone
+from .devices import NoDevice, alone
+from .locks import end
 
 # %% ../../nbs/45_console.ipynb #7346e932
 def numbers(text):
@@ -39,7 +41,7 @@ def truth(text):
 
 # %% ../../nbs/45_console.ipynb #81d15354
 Option = namedtuple("Option", "name kind default help")
-FROM_TEXT = {tuple: numbers, bool: truth} # what a field's type asks for; else the type itself
+FROM_TEXT: dict = {tuple: numbers, bool: truth} # what a field's type asks for; else the type itself
 UNSET = inspect.Parameter.empty
 
 def options_of(function):
@@ -84,37 +86,74 @@ def _add_setting(parser, option):
 
 class OneLine(ArgumentParser):
     "A parser whose complaint is one line."
+    names, never_none = "", frozenset() # of its options
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 def parser_of(function, settings=None):
     "An `ArgumentParser` for a function's parameters and for the fields of a dataclass."
     parser = OneLine(function.__name__, description=function.__doc__)
-    own = options_of(function)
+    own, more = options_of(function), options_in(settings) if settings else []
     for option in own: _add(parser, option)
-    for option in options_in(settings) if settings else ():
+    parser.names = "|".join(o.name for o in own + more)
+    parser.never_none = {o.name for o in own if o.default is not None} - {"weights"}
+    for option in more:
         if option.name not in {o.name for o in own}: _add_setting(parser, option)
+    parser.add_argument("--traceback", action="store_true", default=UNSET, help="show where it fails")
     return parser
 
 def given(parser, line):
-    "What the words of a command line ask for, as a dict; the word none is None."
-    found = vars(parser.parse_args(line))
-    return {k: None if v == "none" else v for k, v in found.items() if v is not UNSET}
+    "What the words of a command line ask for, as a dict; the word none is None if that may be."
+    found = {k: v for k, v in vars(parser.parse_args(line)).items() if v is not UNSET}
+    nothing = {k: None for k, v in found.items() if v == "none" and k not in parser.never_none}
+    return found | nothing
 
 # %% ../../nbs/45_console.ipynb #d792dd5a
-MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, NoDevice)
+def as_typed(text, parser):
+    "A text with --out for `out`, and --device auto for device='auto'."
+    text = re.sub(rf"`({parser.names})`", r"--\1", text)
+    return re.sub(rf"\b({parser.names})='([^']*)'", r"--\1 \2", text)
 
-def command(function=None, *, settings=None, shared=False):
+# %% ../../nbs/45_console.ipynb #7273dc6a
+MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, NoDevice, MemoryError,
+            torch.OutOfMemoryError)
+
+@contextmanager
+def plain_speech(name):
+    "A warning is one line that begins with `name`; no letter is an error."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
+    usual, warnings.formatwarning = warnings.formatwarning, lambda said, *_: f"{name}: {said}\n"
+    try: yield
+    finally: warnings.formatwarning = usual
+
+class Ended(SystemExit):
+    "The end of a command that its user can mend: says why, status 2."
+    def __init__(self, said):
+        super().__init__(said)
+        self.code = 2
+        print(said, file=sys.stderr)
+
+# %% ../../nbs/45_console.ipynb #c8ac7954
+def run_command(function, parser):
+    "Call a function with what the command line asks for; `Ended` if its user can mend what fails."
+    asked = given(parser, sys.argv[1:])
+    whole = asked.pop("traceback", False)
+    try: return alone(function)(**asked)
+    except MISTAKES as error:
+        if whole: raise
+        said = as_typed(str(error) or type(error).__name__, parser)
+        raise Ended("\n".join(f"{function.__name__}: {said}".splitlines()[:2])) from error
+    except KeyboardInterrupt as stop: end(function.__name__, stop)
+
+def command(function=None, *, settings=None):
     "A function that is a command line when it is called without arguments."
-    if function is None: return lambda f: command(f, settings=settings, shared=shared)
+    if function is None: return lambda f: command(f, settings=settings)
     @wraps(function)
     def run(*args, **kwargs):
         if args or kwargs: return function(*args, **kwargs)
-        asked = given(parser_of(function, settings), sys.argv[1:])
-        try:
-            if not shared: check_alone(function.__name__)
-            return function(**asked)
-        except MISTAKES as error: sys.exit(f"{function.__name__}: {error}")
-    run.parser = lambda: parser_of(function, settings)
+        with plain_speech(function.__name__):
+            return run_command(function, parser_of(function, settings))
+    run.parser = lambda: parser_of(function, settings) # type: ignore[attr-defined] # it is new
     return run
 
 # %% ../../nbs/45_console.ipynb #8077f36d

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.optimization import fuse
 from tqdm import tqdm
 
-from ..base.devices import use_bf16
-from ..base.launch import is_first
+from ..base.devices import is_first, use_bf16
 from ..base.processes import in_turn, part, rand, share
 from ..images import normalize
 from .plain import IDE

@@ -24,7 +24,7 @@ def windows(
     N = len(features)
     theta = centres.new_tensor([[1, 0, 0], [0, .25, 0]]).repeat(4*N, 1, 1)
     theta[:, :, 2] = centres.flatten(0, 1)
-    grid = F.affine_grid(theta, (4*N, 1, *size), align_corners=True)
+    grid = F.affine_grid(theta, [4*N, 1, *size], align_corners=True)
     grid = grid.reshape(N, 4*size[0], size[1], 2)
     seen = F.grid_sample(features.to(grid.dtype), grid, align_corners=True)
     seen = seen.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1)

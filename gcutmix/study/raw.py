@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..base.console import command, command_line, numbers
-from ..base.files import code_version, provenance, read_json, write_json
+from ..base.files import code_version, provenance, write_json
+from ..base.strangers import read_entries
 from ..data import load_dataset
 from ..evaluation import evaluate, extract_features
 from ..images import load_images
@@ -57,11 +58,12 @@ def gcutmix_raw(
     settings = recipe(TrainConfig(dataset=dataset, backbone=backbone, weights=weights, size=size))
     asked = {key: settings[key] for key in KEPT}
     file = Path(out)/f"raw-{backbone}.json"
-    if file.exists() and read_json(file)["recipe"] != asked:
+    if file.exists() and read_entries(file, recipe=dict)["recipe"] != asked:
         raise ValueError(f"{file.name} was made with other settings; choose another `out`, "
                          f"or delete it")
+    network = raw_network(backbone, weights)
     data = load_dataset(dataset, root)
-    six = raw_features(raw_network(backbone, weights), data, size)
+    six = raw_features(network, data, size)
     metrics = evaluate(*six).numbers()
     write_json(file, dict(command=command_line("gcutmix_raw", **asked), code=code_version(),
                           recipe=asked, **provenance(data, "cpu", weights), metrics=metrics))
