@@ -119,7 +119,7 @@ def check(found, one):
 @pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_many_processes_mean_the_same_as_one(parts, people, tmp_path):
     "Gradients, ten steps, running statistics, features and metrics; each picture decoded once."
-    shutil.copytree(people, tmp_path/"people")
+    shutil.copytree(people, tmp_path/"people", ignore=shutil.ignore_patterns(".gcutmix"))
     variants = FEW if parts == 2 else [name for name in VARIANTS if name not in LEFT_OUT]
     done = launch(__file__, tmp_path, *variants, parts=parts)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -132,9 +132,8 @@ def test_many_processes_mean_the_same_as_one(parts, people, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_is_gone_ends_the_job_within_a_minute(number, people, tmp_path):
-    shutil.copytree(people, tmp_path/"people")
+    shutil.copytree(people, tmp_path/"people", ignore=shutil.ignore_patterns(".gcutmix"))
     job = launch(__file__, tmp_path, "endless", start=subprocess.Popen)
-    place = tmp_path/"runs"/"PC2-tiny-s0.checkpoint.pt"
     while job.poll() is None and not (tmp_path/"pid-1").exists(): time.sleep(.1)
     time.sleep(10)
     since = time.monotonic()

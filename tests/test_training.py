@@ -180,7 +180,7 @@ def test_each_seed_epoch_and_step_draws_anew(config, drawn):
 
 def first_images(model, images, labels, generator, config):
     "In place of a step's losses: nothing but its augmentation."
-    ingredients.augment(images, generator, cutout_p=0)
+    ingredients.augment(images, generator, .5, 0.)
     return None, None
 
 
@@ -191,7 +191,8 @@ def test_two_processes_take_the_two_halves(config, drawn, monkeypatch):
     for rank, parts in ((0, 1), (0, 2), (1, 2)):
         trainer = Trainer(config, quiet=True)
         trainer.parts = parts
-        trainer.accelerator = SimpleNamespace(process_index=rank, backward=lambda loss: None)
+        trainer.accelerator = SimpleNamespace(process_index=rank, backward=lambda loss: None,
+                                              unwrap_model=lambda model: model)
         trainer.train_step(next(iter(trainer.sampler)))
     (whole, _), (first, a), (second, b) = drawn
     assert first + second == whole and len(first) == len(second) == 8 and a == b

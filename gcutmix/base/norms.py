@@ -25,7 +25,7 @@ def moments(x):
     # of equal parts: within them, and between them
     return means.mean(0), variances.mean(0) + means.var(0, unbiased=False)
 
-# %% ../../nbs/81_norms.ipynb #3b0dbf3f
+# %% ../../nbs/81_norms.ipynb #dbd747e1
 class _Normalize(torch.autograd.Function):
     "Batch norm, whose mean and variance depend on the images of all processes."
     @staticmethod
@@ -50,6 +50,7 @@ class _Normalize(torch.autograd.Function):
         inner = inner*(scale*weight).view(per_channel)
         return inner.to(x.dtype), sums[1], sums[0], None, None
 
+# %% ../../nbs/81_norms.ipynb #40d78de6
 class Synced(_BatchNorm):
     "A layer of batch norm that normalises with the whole batch while training."
     def forward(self, x):
