@@ -11,14 +11,14 @@ from pathlib import Path
 
 from .base.console import Ended, command, extra
 from .base.devices import choose_device, is_first
-from .base.files import (code_version, file_digest, fingerprint, hardware, packages,
-                                write_json)
-from .base.inputs import at_least, check_pair, check_people, one_of
+from .base.files import code_version, file_digest, hardware, packages, write_json
+from .base.fingerprints import check_people, differences, fingerprint
+from .base.inputs import at_least, check_pair, one_of
 from .base.strangers import read_entries
 from .config import TrainConfig, make_preset
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
-from .images import load_images
+from .images import load_splits
 from .model import load_model
 from .training import fit
 from .variants import idle_settings
@@ -71,7 +71,8 @@ def _check_place(file, known):
     "ValueError if `file` holds another result."
     if not file.exists(): return
     there = read_entries(file)
-    if any(there.get(key) != value for key, value in known.items()):
+    same = all(there.get(key) == known[key] for key in ("model_sha256", "options"))
+    if not same or differences(there.get("data", {}), known["data"]):
         raise ValueError(f"{file.name} holds the metrics of another network, other images or other "
                          f"options; give another `out`, or delete it")
 
@@ -83,12 +84,12 @@ def _eval_file(path, recipe, dataset, options):
               if value not in (False, None, "euclidean")]
     return path.with_name("-".join([path.stem, *words]) + ".eval.json")
 
+# %% ../nbs/54_commands.ipynb #2a4d5f32
 def _six(splits, size, net, *how):
     "Features, identities and cameras of each split, as `evaluate` takes them."
-    six = []
-    for split in splits:
-        features = extract_features(net, load_images(split, size), *how)
-        six += [features, split.pids, split.camids]
+    six, splits = [], list(splits)
+    for split, images in zip(splits, load_splits(splits, size)):
+        six += [extract_features(net, images, *how), split.pids, split.camids]
     return six
 
 # %% ../nbs/54_commands.ipynb #937808a2

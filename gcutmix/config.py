@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'LEAST', 'CHOICES', 'MOST', 'RECIPES', 'Options', 'TrainConfig', 'check_name', 'check_budget',
-           'check_config', 'make_preset', 'command_of', 'run_paths', 'Run', 'usual', 'read_run']
+           'check_config', 'make_preset', 'command_of', 'run_paths', 'Run', 'usual', 'read_run', 'read_finished']
 
 # %% ../nbs/56_config.ipynb #ffc5ba54
 import re
@@ -17,9 +17,11 @@ from fastcore.basics import AttrDict
 from .base.console import changed, command_line
 from .base.devices import DEVICES
 from .base.files import paths_beside
+from .base.fingerprints import check_finished
 from .base.inputs import at_least, check_fields, check_kinds
 from .base.resume import check_settings, recipe
 from .base.strangers import check_run, read_checked
+from .data import data_at_hand
 
 # %% ../nbs/56_config.ipynb #b9866815
 @dataclass
@@ -91,7 +93,6 @@ LEAST = dict(seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0, lr=0, w
 CHOICES = dict(warmup_shape=("linear", "staircase"), precision=("auto", "fp32", "bf16"),
                mining=("global", "local"),
                device=DEVICES)
-
 MOST = dict(seed=2**63 - 1) # what torch takes
 
 def check_name(name):
@@ -105,6 +106,7 @@ def check_budget(max_steps, max_seconds):
     if max_steps is not None: at_least("max_steps", max_steps, 0)
     at_least("max_seconds", max_seconds, 0)
 
+# %% ../nbs/56_config.ipynb #5a5c7719
 def check_config(config):
     "ValueError for a setting that nothing would notice later."
     Options.__post_init__(config)
@@ -175,3 +177,10 @@ def read_run(
                        "Choose another `name` or `out`, or delete it to run again")
     return Run(config or TrainConfig(**result["recipe"]), result["history"],
                paths_beside(path.with_suffix("")), AttrDict(result["metrics"]))
+
+def read_finished(config):
+    "The finished run of a `TrainConfig`. ValueError as above, and if its data have changed."
+    file = run_paths(config).result
+    run = read_run(file, config)
+    check_finished(file, data_at_hand(config.dataset, config.root))
+    return run

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .base.distances import Pairs, distance_to, nearer, first_places
 from .base.inputs import as_indices, check_batch, comparable

@@ -160,7 +160,7 @@ class ProgressiveNet(Network):
             if self.training and branch.interfere:
                 features, mask, *others = branch.interfere(features, *steps[-1:] or [None], *given)
             pooled = features.mean((2, 3)) if branch.pool == "avg" else features.amax((2, 3))
-            steps.append(Step(features, pooled, *head(pooled), mask, head, *others))
+            steps.append(Step(features, pooled, *head(pooled), *(mask, head, *others)))
         return steps
 
 # %% ../nbs/07_model.ipynb #2fa6c35e

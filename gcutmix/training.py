@@ -15,18 +15,18 @@ from fastcore.basics import patch
 
 from .base.console import Progress
 from .base.devices import make_accelerator
-from .base.files import check_writable, code_version
+from .base.files import check_writable, code_version, fingerprints
 from .base.locks import held, locked, stoppable
 from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
                                     share_of)
 from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
                                  save_run)
 from .config import (Options, Run, TrainConfig, check_budget, command_of, make_preset,
-                            read_run, run_paths)
+                            read_finished, read_run, run_paths)
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
 from .guards import guarded, guards_of
-from .images import keyed_generator, load_images, to_device
+from .images import keyed_generator, load_images, load_splits, to_device
 from .model import check_backbone, check_map, create_model, save_model
 from .phases import aim, begin_phase, learning_rate, phase_ends, rate
 from .samplers import PKSampler
@@ -101,7 +101,8 @@ class Trainer:
         self.ends = phase_ends(self.training.phases, self.total)
         model = seeded_model(c, train.num_pids)
         check_map(model, c.size)
-        images = load_images(train, c.size, progress=not self.quiet)
+        images, *_ = load_splits(data.splits, c.size, progress=not self.quiet)
+        self.fingerprints = fingerprints(data)
         self.images, self.labels = to_device(images, self.device), torch.as_tensor(train.labels)
         self.model = model.to(self.device)
         self.begin_phase(0)
@@ -200,13 +201,13 @@ def fit(
     max_seconds=math.inf, # stop after so long
 ):                        # `Run`
     """Train, test after the last epoch, write the result. The same call goes on with a stopped run.
-    A finished one is read from its result, without a look at the data: another `root` needs
-    another `name` or `out`. ValueError if files of that name are of another run, Busy (an OSError)
-    if a different process trains it, FloatingPointError if training explodes."""
+    A finished one is read from its result, and its data are compared if they are at hand.
+    ValueError if files of that name are of another run, Busy (an OSError) if a different process
+    trains it, FloatingPointError if training explodes."""
     check_budget(max_steps, max_seconds)
     paths = run_paths(config)
     with locked(paths), stoppable():
-        if paths.result.exists(): return read_run(paths.result, config)
+        if paths.result.exists(): return read_finished(config)
         trainer = Trainer(config, quiet)
         if paths.checkpoint.exists(): trainer.load()
         stop, deadline = trainer.total, time.monotonic() + max_seconds

@@ -15,6 +15,7 @@ from conftest import ROOT
 from gcutmix.config import make_preset, read_run
 from gcutmix.images import keyed_generator
 from gcutmix.model import create_model
+from gcutmix.pedestrians import write_pedestrians
 from gcutmix.study import maps
 from gcutmix.training import Trainer, fit
 from gcutmix.variants import VARIANTS
@@ -120,13 +121,15 @@ def test_a_dead_branch_is_told_once_even_if_the_run_is_cut(config):
     assert run.history[-1]["guards"]["empty_cam"][1] == 1
 
 
+@pytest.fixture(scope="module")
+def pedestrians(tmp_path_factory): return write_pedestrians(tmp_path_factory.mktemp("pedestrians"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["G", "BDB", "BDB3", "PC1", "PC2", "PC2-random"])
-def test_the_demo_gets_no_warning(people, tmp_path, variant):
-    from gcutmix.pedestrians import write_pedestrians
-    root = write_pedestrians(tmp_path/"pedestrians")
-    config = make_preset("demo", "pedestrians", root=root, out=tmp_path, variant=variant, epochs=3,
-                         device="cpu")
+def test_the_demo_gets_no_warning(pedestrians, tmp_path, variant):
+    config = make_preset("demo", "pedestrians", root=pedestrians, out=tmp_path, variant=variant,
+                         epochs=3, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         fit(config, quiet=True)
@@ -145,7 +148,8 @@ def test_the_guards_are_cheap(config, monkeypatch):
         return clocked
     for name in ("look", "gradient_norm"):
         monkeypatch.setattr(guards, name, timed(getattr(guards, name)))
-    trainer = Trainer(replace(config, backbone="mobilenet_v2", size=(192, 64), k=2, p=16), quiet=True)
+    config = replace(config, backbone="mobilenet_v2", size=(192, 64), k=2, p=16)
+    trainer = Trainer(config, quiet=True)
     for batch in [*trainer.sampler]*3:
         since = time.process_time()
         trainer.train_step(batch)

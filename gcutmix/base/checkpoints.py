@@ -26,8 +26,11 @@ def _sha256(file, size):
     return found.hexdigest().encode()
 
 def seal(path):
-    "Write a checksum of the file behind it."
-    with open(path, "rb+") as file: file.write(MARK + _sha256(file, os.path.getsize(path)))
+    "Write a checksum of the file behind it, and wait until both are on the disk."
+    with open(path, "rb+") as file:
+        file.write(MARK + _sha256(file, os.path.getsize(path)))
+        file.flush()
+        os.fsync(file.fileno())
 
 def is_sealed(path):
     "Whether a file ends with its checksum; None if it ends with none."
@@ -96,7 +99,7 @@ def read_checkpoint(paths, advice, say=print):
     raise ValueError(f"{' and '.join(damaged)}. {advice}")
 
 # %% ../../nbs/72_checkpoints.ipynb #2a859bc7
-KINDS = dict(recipe=dict, how=dict, code=str, data=dict, epoch=int, rows=list, history=list,
+KINDS: dict = dict(recipe=dict, how=dict, code=str, data=dict, epoch=int, rows=list, history=list,
              seconds=(int, float), phase=int, kept=(torch.Tensor, type(None)),
              first=(dict, type(None)), model=dict, optimizer=dict)
 
@@ -127,7 +130,8 @@ def wrong_moments(found, optimizer):
         moments = [(parameters[i].shape, value) for i, kept in found["state"].items()
                    for value in kept.values() if torch.is_tensor(value)]
     except (KeyError, IndexError, TypeError, AttributeError): return "an optimiser of another form"
-    if sizes != [len(group["params"]) for group in groups]: return "an optimiser of other parameters"
+    if sizes != [len(group["params"]) for group in groups]:
+        return "an optimiser of other parameters"
     for shape, value in moments:
         if value.dim() and value.shape != shape:
             return f"moments of shape {tuple(value.shape)} for a parameter of {tuple(shape)}"

@@ -5,32 +5,35 @@
 # %% auto #0
 __all__ = ['unit', 'whole', 'far_mean', 'Space', 'distance_to', 'Judge', 'Pairs', 'counts', 'nearer', 'first_places']
 
-# %% ../../nbs/76_distances.ipynb #64eb667f
+# %% ../../nbs/76_distances.ipynb #ed1628b9
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from .inputs import check_batch, squares
 
-# %% ../../nbs/76_distances.ipynb #a3921f63
+# %% ../../nbs/76_distances.ipynb #e96cb494
 def unit(
     x, # (N,D) array
 ):     # (N,D) float64
     "Rows scaled to length one; zeros stay zeros."
     x = x.astype(np.float64)
     length = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
-    return x/np.where(length == 0, 1, length)
+    x /= np.where(length == 0, 1, length)
+    return x
+
+def _zeros(x): return ~x.any(1)
 
 def _units(x, centre):
     "Rows of length one less the centre, rounded last, in parts that fit the cache."
     rows, centre = x.numpy(force=True), centre.numpy(force=True)
     out = np.empty_like(rows)
-    for start in range(0, len(rows), 512):
-        part = slice(start, start + 512)
+    for start in range(0, len(rows), 128):
+        part = slice(start, start + 128)
         out[part] = unit(rows[part]) - centre
     return torch.from_numpy(out).to(x.device)
 
-# %% ../../nbs/76_distances.ipynb #d8e79f6b
+# %% ../../nbs/76_distances.ipynb #828c624d
 def whole(x):
     "Whole numbers throughout? The first row says no for nearly all features."
     return all(bool((part == part.round()).all()) for part in (x[:1], x))
@@ -38,9 +41,9 @@ def whole(x):
 def far_mean(x, lengths):
     "(D,) the mean of features with these squared lengths; None if it is near enough to 0."
     mean = x.mean(0)
-    return mean if mean.dot(mean) > .8*lengths.mean() else None
+    return mean if mean.dot(mean) > .5*lengths.mean() else None
 
-# %% ../../nbs/76_distances.ipynb #06ec6924
+# %% ../../nbs/76_distances.ipynb #22090aad
 class Space:
     "Where distances to a gallery are taken: which origin, which scale."
     def __init__(self, gallery, metric="euclidean", l2=False): # as `distance_to`
@@ -50,16 +53,21 @@ class Space:
         self.limit = 2/torch.finfo(gallery.dtype).eps # whole numbers below are exact
         lengths = squares(gallery)
         self.whole = not self.unit and 4*float(lengths.max()) < self.limit and whole(gallery)
-        self.centre = F.normalize(gallery).mean(0) if self.unit else None
-        if not self.unit and not self.whole: self.centre = far_mean(gallery, lengths)
+        self.centre = None if self.whole else self._centre(gallery, lengths)
         self.gallery, self.lengths = self.see(gallery)
+
+    def _centre(self, x, lengths):
+        if not self.unit: return far_mean(x, lengths)
+        shrunk = lengths.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+        return shrunk@x/len(x)
 
     def see(self, x):
         "(N,D) features as distances are taken of them, and (N,) their squared lengths."
         if self.unit: seen = _units(x, self.centre)
         else: seen = x if self.centre is None else x - self.centre
         lengths = squares(seen)
-        return seen, lengths + ~x.any(1) if self.cosine else lengths
+        if self.cosine: lengths += torch.from_numpy(_zeros(x.numpy(force=True))).to(x.device)
+        return seen, lengths
 
     def product(self, query, out=None):
         "(n,G) distances less the queries' own lengths, in `out` if there is room for it."
@@ -69,7 +77,7 @@ class Space:
         lengths, alpha = self.share*self.lengths, -2*self.share
         return torch.addmm(lengths, query, self.gallery.T, alpha=alpha, out=out)[:n]
 
-# %% ../../nbs/76_distances.ipynb #fb2cbb69
+# %% ../../nbs/76_distances.ipynb #e381fea9
 def distance_to(
     gallery,            # (G,D)
     metric="euclidean", # "euclidean": squared Euclidean distance; "cosine": 1 - cosine
@@ -83,7 +91,7 @@ def distance_to(
         return space.product(query, out).add_((space.share*lengths)[:, None])
     return distances
 
-# %% ../../nbs/76_distances.ipynb #d7b6b987
+# %% ../../nbs/76_distances.ipynb #7b0f9399
 class Judge:
     "Of one query: how large a doubt is, and exact distances."
     def __init__(self, pairs, i): self.pairs, self.i = pairs, i
@@ -96,9 +104,11 @@ class Judge:
         return share*self.pairs.noise*reach*reach
 
     def exact(self, images):
-        "(n,) float64, in proportion to the distances of these gallery images."
-        parts = np.split(images, range(1024, len(images), 1024))
-        return np.concatenate([self._exact(part) for part in parts])
+        "(n,) float64 to twelve digits, in proportion to the distances of these gallery images."
+        starts = range(0, len(images), 1024)
+        distance = np.concatenate([self._exact(images[i:i + 1024]) for i in starts])
+        mantissa, exponent = np.frexp(distance)
+        return np.ldexp(mantissa.round(12), exponent)
 
     def _exact(self, images):
         query, gallery = self.pairs.features
@@ -106,9 +116,9 @@ class Judge:
         if space.unit: query, theirs = unit(query), unit(theirs)
         difference = np.subtract(theirs, query, dtype=np.float64)
         distance = np.einsum("nd,nd->n", difference, difference)
-        return distance + ~theirs.any(1) if space.cosine else distance
+        return distance + _zeros(theirs) if space.cosine else distance
 
-# %% ../../nbs/76_distances.ipynb #745231b8
+# %% ../../nbs/76_distances.ipynb #132c029e
 class Pairs:
     "All pairs of a ranking: distances by a product, and a judge where they are in doubt."
     def __init__(self,
@@ -121,7 +131,7 @@ class Pairs:
         self.query, lengths = self.space.see(query)
         self.reach = lengths.sqrt().tolist()
         self.longest = float(self.space.lengths.max())**.5
-        self.noise = 16*torch.finfo(query.dtype).eps/2
+        self.noise = 12*torch.finfo(query.dtype).eps/2
         largest = (max(self.reach) + self.longest)**2
         self.whole = self.space.whole and largest < self.space.limit and whole(query)
 
@@ -133,7 +143,7 @@ class Pairs:
         "Of query `i`; None if its distances are exact."
         return None if self.whole else Judge(self, i)
 
-# %% ../../nbs/76_distances.ipynb #653f03e9
+# %% ../../nbs/76_distances.ipynb #074c5456
 def counts(
     row,       # (G,) distances
     low, high, # (R,) each
@@ -146,17 +156,19 @@ def counts(
     near.sort()
     return near.searchsorted(low), near.searchsorted(high, "right")
 
-# %% ../../nbs/76_distances.ipynb #2a1bbff8
+# %% ../../nbs/76_distances.ipynb #075fa257
 def _decided(row, images, values, low, high, judge):
     "How many of the strangers between `low` and `high` come before each image."
     doubtful = np.zeros(len(row), bool)
     for a, b in zip(low, high): doubtful |= (a <= row) & (row <= b)
     rivals = doubtful.nonzero()[0]
     theirs, mine = row[rivals], values
-    if judge: mine, theirs = np.split(judge.exact(np.append(images, rivals)), [len(images)])
-    mine = mine[:, None]
-    before = (theirs < mine) | ((theirs == mine) & (rivals < images[:, None]))
-    return before.sum(1) - (row[rivals] < low[:, None]).sum(1)
+    if judge:
+        both = judge.exact(np.concatenate([images, rivals]))
+        mine, theirs = both[:len(images)], both[len(images):]
+    mine, images, low = mine[:, None], images[:, None], low[:, None]
+    before = (theirs < mine) | ((theirs == mine) & (rivals < images))
+    return before.sum(1) - (row[rivals] < low).sum(1)
 
 def nearer(
     row,        # (G,) distances of one query; those of its own person are infinite
@@ -174,7 +186,7 @@ def nearer(
         before[close] += _decided(row, *some, judge)
     return before
 
-# %% ../../nbs/76_distances.ipynb #96439844
+# %% ../../nbs/76_distances.ipynb #6969a774
 def first_places(
     row,        # (G,) distances of one query; infinite: not in the list
     k,          # how many

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LONGEST', 'full', 'squares', 'as_features', 'check_batch', 'as_ids', 'as_indices', 'as_side', 'comparable',
-           'check_kinds', 'one_of', 'at_least', 'check_pair', 'check_fields', 'check_people']
+           'check_kinds', 'one_of', 'at_least', 'check_pair', 'check_fields']
 
 # %% ../../nbs/51_inputs.ipynb #f0d1a312
 import math
@@ -60,17 +60,20 @@ def check_batch(
 
 # %% ../../nbs/51_inputs.ipynb #4f4fbb31
 def as_ids(
-    x,    # (n,) whole numbers: a list, an array or a tensor
-    n,    # how many there must be
-    name, # for the error
-):        # (n,) int64 array
+    x,          # (n,) whole numbers: a list, an array or a tensor
+    n,          # how many there must be
+    name,       # for the error
+    least=None, # the smallest that may be there
+):              # (n,) int64 array
     "ValueError for anything else."
     x = np.asarray(x.cpu() if torch.is_tensor(x) else x)
-    if x.shape != (n,) or x.dtype.kind not in "iu":
+    if x.shape != (n,) or (n and x.dtype.kind not in "iu"):
         raise ValueError(f"{name}: found {x.dtype} of shape {x.shape}, expected {n:,} integers, "
                          f"one for each feature")
     if x.dtype == np.uint64 and (x > np.iinfo(np.int64).max).any():
         raise ValueError(f"{name}: found {x.max()}, expected numbers below 2^63; number them anew")
+    if least is not None and (x < least).any():
+        raise ValueError(f"{name}: found {x.min()}, expected {least} or more; number them anew")
     return x.astype(np.int64)
 
 # %% ../../nbs/51_inputs.ipynb #8bb0af6a
@@ -185,16 +188,3 @@ def check_fields(
     for name, largest in dict(most).items():
         if not (value := getattr(settings, name)) <= largest:
             raise ValueError(f"{name} {value}: expected {largest:,} at most")
-
-# %% ../../nbs/51_inputs.ipynb #9501c94f
-def check_people(
-    recipe, # of the network, from `load_model`
-    data,   # a `ReIDDataset` to test it on
-    file,   # the network's name
-):
-    "ValueError if `data` has the name of the network's data set and other training people."
-    people = data.train.num_pids
-    if data.name == recipe.get("dataset") and people != recipe["num_classes"]:
-        raise ValueError(f"{file} was trained on {recipe['num_classes']} people, {data.name} in "
-                         f"{data.root} has {people} to train on: it is a different copy, and may "
-                         f"test on people that the network knows; give the root of its training")

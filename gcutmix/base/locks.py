@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNALS', 'AT_ONCE', 'Busy', 'locked', 'Stopped', 'held', 'stoppable', 'end']
 
-# %% ../../nbs/71_locks.ipynb #babab1ca
+# %% ../../nbs/71_locks.ipynb #d5101479
 import os, platform, signal, sys, time
 from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from .files import check_writable, now, remove_parts
 
-# %% ../../nbs/71_locks.ipynb #9d097cd0
+# %% ../../nbs/71_locks.ipynb #b03e0ac3
 class Busy(OSError):
     "A different process has the lock."
 
@@ -24,7 +24,7 @@ def _holder(note):
         if text := note.read_text(encoding="utf-8"): return text
     return "a different process"
 
-# %% ../../nbs/71_locks.ipynb #aeb57024
+# %% ../../nbs/71_locks.ipynb #ee353b33
 @contextmanager
 def locked(paths):
     "Hold the lock of a run with these files, from `paths_beside`. Busy (an OSError) if others do."
@@ -48,7 +48,7 @@ def locked(paths):
         yield
     finally: _let_go(lock, note)
 
-# %% ../../nbs/71_locks.ipynb #bacca8c6
+# %% ../../nbs/71_locks.ipynb #9391fd6f
 def _let_go(lock, note):
     "Release a lock, and delete its files."
     with suppress(OSError): note.unlink()
@@ -56,17 +56,17 @@ def _let_go(lock, note):
     with suppress(OSError): os.unlink(lock.lock_file)
     lock.release()
 
-# %% ../../nbs/71_locks.ipynb #09071c62
+# %% ../../nbs/71_locks.ipynb #fcd6bd1b
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
            if hasattr(signal, name)] # Windows has no SIGHUP
 
 class Stopped(KeyboardInterrupt):
     "A signal asked to end."
     def __init__(self, number):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        super().__init__("stopped, the same call starts again")
         self.status = 128 + number
 
-# %% ../../nbs/71_locks.ipynb #47194641
+# %% ../../nbs/71_locks.ipynb #e78d77c9
 AT_ONCE = .5 # seconds: a second Ctrl-C after that does not wait
 
 class _Asked:
@@ -92,7 +92,7 @@ def held():
     finally: _Asked.held = False
     if _Asked.number is not None: raise Stopped(_Asked.number)
 
-# %% ../../nbs/71_locks.ipynb #e792590a
+# %% ../../nbs/71_locks.ipynb #ece295e0
 @contextmanager
 def _handled():
     "Signals are noted inside."
@@ -106,21 +106,21 @@ def _handled():
         for number, handler in usual.items(): signal.signal(number, handler)
         if usual: _Asked.number = None
 
-# %% ../../nbs/71_locks.ipynb #40e9bba0
+# %% ../../nbs/71_locks.ipynb #ba33a695
 @contextmanager
 def stoppable(
-    leave=lambda: "stopped, the same call starts again", # called at the end, signal or not
+    leave=None, # called at the end, by a signal or not; returns the line of `Stopped`
 ):
     "A block that SIGINT, SIGTERM and SIGHUP end with `Stopped`, a KeyboardInterrupt."
     with _handled():
         try:
             yield
-            with held(): leave()
+            with held(): leave and leave()
         except Stopped as stopped: # other signals are no news now, but for a second Ctrl-C
-            stopped.args = (leave(),)
+            if leave: stopped.args = (leave(),)
             raise
 
-# %% ../../nbs/71_locks.ipynb #283a57f1
+# %% ../../nbs/71_locks.ipynb #e4492fff
 def end(command, stop):
     "End a command that a `KeyboardInterrupt` broke off: one line, and the status of its signal."
     with suppress(OSError): # the terminal may be gone

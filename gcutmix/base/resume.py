@@ -16,7 +16,8 @@ import torch
 from .checkpoints import (FORMATS, read_checkpoint, write_checkpoint, wrong_kind,
                                       wrong_moments, wrong_tensors)
 from .devices import use_bf16
-from .files import fingerprint, provenance, write_json
+from .files import provenance, write_json
+from .fingerprints import check_pictures
 
 # %% ../../nbs/46_resume.ipynb #a589f17a
 PLACES = ("root", "out", "name", "device")
@@ -76,7 +77,7 @@ def save_run(run):
     run.last_saved = time.monotonic()
     if not run.accelerator.is_main_process: return
     state = dict(format=FORMATS[-1], recipe=recipe(run.config), how=run.how, code=run.code,
-                 data=fingerprint(run.data.train), epoch=run.epoch, rows=run.rows,
+                 data=run.fingerprints, epoch=run.epoch, rows=run.rows,
                  guards=run.guards, history=run.history, seconds=run.seconds,
                  phase=run.phase, kept=run.kept, first=run.first,
                  model=run.network.state_dict(), optimizer=run.optimizer.state_dict())
@@ -113,9 +114,7 @@ def load_run(run):
     check_settings(state["recipe"], recipe(run.config), default, file.name, advice)
     wanted = dict(precision=run.how["precision"]) # the number of processes may change
     check_settings(state["how"], wanted, {}, file.name, advice)
-    if state["data"] != fingerprint(run.data.train):
-        raise ValueError(f"{file.name} was trained on other images than those of "
-                         f"{run.data.root}. {advice}")
+    check_pictures(file.name, state["data"], run.data, run.fingerprints, advice)
     refuse(wrong_place(state, run))
     run.begin_phase(state["phase"], anew=False)
     refuse(wrong_tensors(state["model"], run.network.state_dict()))
@@ -143,7 +142,7 @@ def finish_run(
 ):
     "Write network and result; delete the checkpoints."
     if not run.accelerator.is_main_process: return
-    origin = provenance(run.data, run.device, run.weights)
+    origin = provenance(run.data, run.device, run.weights) | dict(data=run.fingerprints)
     save_network(run.paths.model)
     write_json(run.paths.result, dict(
         command=command, code=run.code, iterations=run.total, seconds=round(run.seconds, 1),

@@ -164,7 +164,7 @@ def check_recipe(path, build, recipe, state):
     name = Path(path).name
     try:
         with torch.device("meta"): own = build(recipe).state_dict()
-    except Exception as error: # noqa: BLE001 # an absurd size fails anywhere
+    except Exception as error: # an absurd size fails anywhere
         said = str(error).split("\n")[0]
         raise ValueError(f"the recipe of {name} describes no network: {said}; {WROTE}") from error
     check_fit(own, state, name, WROTE)
@@ -176,6 +176,7 @@ def check_seal(path, state):
     raise ValueError(f"{Path(path).name} is damaged, its numbers or its recipe were changed: copy "
                      f"it again, or train it again")
 
+# %% ../../nbs/49_weights.ipynb #fab9330f
 ABOUT = "dataset", "size" # what a run adds to the recipe
 
 def read_network(

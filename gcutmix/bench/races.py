@@ -147,6 +147,7 @@ class Bench:
     repeats: int = 3           # turns that count
     threads: int = 0           # of the CPU; 0: as torch chose
     levers: words = ()         # names, as fused,bf16 (default: all but whole)
+    faults: words = ()         # names, as kill,disk (default: all)
     queries: int = 3368        # Market-1501's
     gallery: int = 19732       # Market-1501's, junk included
     dim: int = 1536            # of a feature

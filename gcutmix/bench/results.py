@@ -8,7 +8,6 @@ __all__ = ['BENCH', 'RACE', 'FAR', 'CLAIMS', 'is_bench', 'read_benchmarks', 'hea
 
 # %% ../../nbs/69_speed_results.ipynb #7d26d5a3
 from dataclasses import fields
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'BOTH', 'METRICS', 'ROWS', 'SPLITS', 'PUBLISHED', 'BRANCH_
 # %% ../../nbs/20_paper.ipynb #e8617d6d
 import numpy as np
 
-from ..base.inputs import one_of
+from ..base.inputs import check_pair, one_of
 from ..base.resume import recipe
 from ..base.strangers import check_run, from_elsewhere
 from ..config import TrainConfig
@@ -152,6 +152,7 @@ def check_known(
     settings = filled(settings)
     one_of("variant", settings["variant"], VARIANTS)
     one_of("backbone", settings["backbone"], BACKBONES)
+    for key in ("size", "block"): check_pair(key, settings[key])
 
 def is_run(content):
     "Whether a file holds the result of a run. ValueError if it is none that can be used."

@@ -16,7 +16,7 @@ from ..base.files import code_version, provenance, write_json
 from ..base.strangers import read_entries
 from ..data import load_dataset
 from ..evaluation import evaluate, extract_features
-from ..images import load_images
+from ..images import load_splits
 from ..model import create_backbone
 from ..training import TrainConfig, recipe
 
@@ -34,9 +34,8 @@ def raw_network(
 # %% ../../nbs/26_raw.ipynb #32c22ed1
 def raw_features(model, data, size):
     "Features, pids and camids of query and gallery, as `evaluate` wants them."
-    six = []
-    for split in (data.query, data.gallery):
-        images = load_images(split, size)
+    six, splits = [], (data.query, data.gallery)
+    for split, images in zip(splits, load_splits(splits, size)):
         six += [extract_features(model, images), split.pids, split.camids]
     return six
 

@@ -16,7 +16,6 @@ from ..base.console import command
 from ..base.locks import Busy
 from ..base.inputs import at_least
 from ..model import check_backbone
-from ..base.files import check_writable
 from ..base.devices import alone
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
@@ -149,6 +148,12 @@ def run_missing(
         elif next: break
 
 # %% ../../nbs/21_runs.ipynb #ed027f02
+def _check(base, seeds, budget):
+    check_backbone(base.backbone, base.weights)
+    at_least("seeds", seeds, 1)
+    at_least("budget", budget, 0)
+
+# %% ../../nbs/21_runs.ipynb #62ac5d9f
 @command
 def gcutmix_reproduce(
     dataset:str="pedestrians", # as in gcutmix_train
@@ -173,9 +178,7 @@ def gcutmix_reproduce(
     name = preset or PRESETS.get(dataset, "paper")
     base = make_preset(name, dataset, out=out or f"results/{dataset}", **given)
     if epochs is not None: base = shortened(base, epochs)
-    at_least("seeds", seeds, 1)
-    at_least("budget", budget, 0)
-    check_backbone(base.backbone, base.weights)
+    _check(base, seeds, budget)
     runs = plan(base, table, seeds)
     alone(gcutmix_reproduce)
     run_missing(runs, base.out, budget, next)

@@ -19,13 +19,12 @@ from .paper import (METRICS, PAPER, QUESTIONS, TABLES, USUAL, cell_of, filled,
 
 # %% ../../nbs/22_tables.ipynb #ae4a6267
 def read_results(folder):
-    """The results of all finished runs in a folder, sorted by file name; an empty list if there
-    are none. ValueError for a file that is no JSON, UserWarning for what cannot be used."""
+    """The results of all finished runs in a folder, by file name; an empty list if there are none.
+    ValueError for a file that is no JSON, UserWarning for what cannot be used."""
     return read_usable(folder, "*.json", is_run)
 
 def read_attention(folder):
-    """What `gcutmix_attention` measured on test people of the network's own data set, as
-    `read_results`."""
+    "What `gcutmix_attention` measured on test people of the network's own data set."
     return read_usable(folder, "attention-*.json", check_attention)
 
 # %% ../../nbs/22_tables.ipynb #ed8b22cd
@@ -60,12 +59,14 @@ def interval(values):
 # %% ../../nbs/22_tables.ipynb #470770f1
 def select(results, cell):
     "The runs of a cell: seed -> result. ValueError if a seed is there twice."
-    found = [r for r in results if cell_of(r["recipe"]) == cell]
-    runs = {r["recipe"]["seed"]: r for r in found}
-    if len(runs) < len(found):
-        lost = next(r for r in found if r is not runs[r["recipe"]["seed"]])
-        files = f"{lost.get('file')} and {runs[lost['recipe']['seed']].get('file')}"
-        raise ValueError(f"two results of {cell} have one seed, {files}: move one elsewhere")
+    runs = {}
+    for r in results:
+        if cell_of(r["recipe"]) != cell: continue
+        seed = r["recipe"]["seed"]
+        if seed in runs:
+            raise ValueError(f"two results of {cell} have one seed: move {r.get('file')} or "
+                             f"{runs[seed].get('file')} out of the folder")
+        runs[seed] = r
     return runs
 
 def percent(runs, key):
