@@ -36,7 +36,7 @@ def _check_name(folder, name):
 
 # %% ../../nbs/77_folders.ipynb #728d7c13
 def _check_others(folder, read, others):
-    if not others: return None
+    if not others: return
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
     found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
     if others.total() <= read:

@@ -6,7 +6,6 @@
 __all__ = ['stages', 'dropout', 'classifier', 'Rival', 'IDE', 'TriNet']
 
 # %% ../../nbs/30_plain_rivals.ipynb #c1f05936
-import torch
 from torch import nn
 
 from ..base.processes import rand
