@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .base.console import command
 from .base.files import FOLDERS, complete, read_json, write_json
+from .base.inputs import at_least, check_pair
 from .base.locks import stoppable
 from .drawn.bodies import CUES, GREYED
 from .drawn.wardrobe import random_person
@@ -100,8 +101,10 @@ def draw_all(root, params, workers=None):
     write_json(root/"pedestrians.json", params)
 
 # %% ../nbs/40_pedestrians.ipynb #d8ca65eb
-def check_numbers(train_ids, test_ids, images):
+def check_numbers(train_ids, test_ids, images, size, seed):
     "ValueError if there can be no such data set."
+    check_pair("size", size)
+    at_least("seed", seed, 0)
     if min(train_ids, test_ids) < 0:
         raise ValueError(f"{train_ids} people to train on, {test_ids} to test on: "
                          f"expected 0 or more of each")
@@ -127,7 +130,7 @@ def write_pedestrians(
     params = dict(drawing=DRAWING, train_ids=train_ids, test_ids=test_ids, images=images,
                   size=list(size), seed=seed)
     if holds(root, params): return root
-    check_numbers(train_ids, test_ids, images)
+    check_numbers(train_ids, test_ids, images, size, seed)
     try:
         with complete(root) as part: draw_all(part, params, workers)
     except OSError: # perhaps a different process was faster by a moment

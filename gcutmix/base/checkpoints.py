@@ -99,7 +99,7 @@ def read_checkpoint(paths, advice, say=print):
     raise ValueError(f"{' and '.join(damaged)}. {advice}")
 
 # %% ../../nbs/72_checkpoints.ipynb #2a859bc7
-KINDS = dict(recipe=dict, how=dict, code=str, data=dict, epoch=int, rows=list, history=list,
+KINDS: dict = dict(recipe=dict, how=dict, code=str, data=dict, epoch=int, rows=list, history=list,
              seconds=(int, float), phase=int, kept=(torch.Tensor, type(None)),
              first=(dict, type(None)), model=dict, optimizer=dict)
 

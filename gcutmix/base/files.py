@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['GRACE', 'ENDINGS', 'FOLDERS', 'write_atomically', 'remove_parts', 'remove_places', 'complete', 'check_writable',
-           'write_json', 'read_json', 'paths_beside', 'digest', 'file_digest', 'fingerprint', 'code_version',
-           'hardware', 'packages', 'now', 'provenance']
+           'write_json', 'read_json', 'paths_beside', 'code_version', 'hardware', 'packages', 'now', 'provenance',
+           'digest', 'file_digest', 'fingerprint']
 
 # %% ../../nbs/44_files.ipynb #846f59b9
-import errno, hashlib, json, os, platform, shutil, subprocess, tempfile, time
+import errno, json, os, platform, shutil, subprocess, tempfile, time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from glob import escape
@@ -23,6 +23,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .. import __version__
+from .fingerprints import digest, file_digest, fingerprint, fingerprints
+
+_all_ = ["digest", "file_digest", "fingerprint"]
 
 # %% ../../nbs/44_files.ipynb #f94e8534
 def write_atomically(
@@ -95,11 +98,12 @@ def check_writable(folder):
 # %% ../../nbs/44_files.ipynb #41c03cb3
 def write_json(path, content):
     "Write `content` as JSON, atomically. OSError with advice if it fails."
-    write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1)))
+    text = json.dumps(content, indent=1)
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 def read_json(path):
     "The content of a result file. ValueError if it is damaged."
-    try: return json.loads(Path(path).read_text())
+    try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{Path(path).name} is damaged ({error}); delete it and run its cell "
                          f"again, or take it from the repository") from error
@@ -116,26 +120,13 @@ def paths_beside(stem):
 # The layout of Market-1501, which all data sets here share.
 FOLDERS = dict(train="bounding_box_train", query="query", gallery="bounding_box_test")
 
-# %% ../../nbs/44_files.ipynb #be414804
-def digest(content):
-    "Sixteen hexadecimal digits that depend on every byte of a text or of bytes."
-    if isinstance(content, str): content = content.encode()
-    return hashlib.sha256(content).hexdigest()[:16]
-
-def file_digest(path):
-    "`digest` of what a file holds."
-    return digest(Path(path).read_bytes())
-
-def fingerprint(split):
-    "Counts of a split, and a hash of its file names and sizes."
-    text = "\n".join(f"{p.name} {p.stat().st_size}" for p in split.paths)
-    return dict(images=len(split.paths), identities=split.num_pids, sha256=digest(text))
-
 # %% ../../nbs/44_files.ipynb #361d8539
 def _git(*words):
     "What git says of the package's folder; empty if there is no git or no checkout."
-    command = ["git", "-C", Path(find_spec("gcutmix").origin).parent, *words]
-    try: return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    # a look must not lock: killed, it would leave the lock behind
+    here = Path(find_spec("gcutmix").origin).parent
+    command = ["git", "--no-optional-locks", "-C", here, *words]
+    try: return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError: return ""
 
 def code_version():
@@ -149,7 +140,7 @@ def code_version():
 def _processor():
     "Its name, as Linux tells it; else as Python does."
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
@@ -180,4 +171,4 @@ def provenance(
     more = dict(weights_sha256=file_digest(local)) if local.is_file() else {}
     return dict(finished=now(), packages=packages("torch", "torchvision", "numpy", "accelerate"),
                 hardware=hardware(device), **more,
-                data={name: fingerprint(getattr(data, name)) for name in FOLDERS})
+                data=fingerprints(data))
