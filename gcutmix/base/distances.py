@@ -43,7 +43,7 @@ def far_mean(x, lengths):
     mean = x.mean(0)
     return mean if mean.dot(mean) > .5*lengths.mean() else None
 
-# %% ../../nbs/76_distances.ipynb #22090aad
+# %% ../../nbs/76_distances.ipynb #e58b40b1
 class Space:
     "Where distances to a gallery are taken: which origin, which scale."
     def __init__(self, gallery, metric="euclidean", l2=False): # as `distance_to`
@@ -70,25 +70,31 @@ class Space:
         return seen, lengths
 
     def product(self, query, out=None):
-        "(n,G) distances less the queries' own lengths, in `out` if there is room for it."
-        n = len(query)
-        if n < 4: query = F.pad(query, (0, 0, 0, 4 - n))
-        if n < 4 or out is None: out = query.new_empty(len(query), len(self.gallery))
+        "(n,G) distances less the queries' own lengths."
+        if out is None: out = query.new_empty(len(query), len(self.gallery)) # no autocast
         lengths, alpha = self.share*self.lengths, -2*self.share
-        return torch.addmm(lengths, query, self.gallery.T, alpha=alpha, out=out)[:n]
+        return torch.addmm(lengths, query, self.gallery.T, alpha=alpha, out=out)
 
-# %% ../../nbs/76_distances.ipynb #e381fea9
+# %% ../../nbs/76_distances.ipynb #72477aa1
+def _at_least(n, x): # rows
+    return x if len(x) >= n else torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
+
 def distance_to(
     gallery,            # (G,D)
     metric="euclidean", # "euclidean": squared Euclidean distance; "cosine": 1 - cosine
     l2=False,           # scale all features to length one
 ):
-    "A function from queries (n,D), and a tensor to write into if wanted, to distances (n,G)."
-    space = Space(gallery, metric, l2)
+    """A function from queries (n,D), and a tensor (n,G) that may be written into, to distances
+    (n,G). Equal pictures have equal distances. ValueError without images."""
+    space, size = Space(gallery, metric, l2), len(gallery)
+    space.gallery, space.lengths = _at_least(12, space.gallery), _at_least(12, space.lengths)
     def distances(query, out=None):
         check_batch(query)
-        query, lengths = space.see(query)
-        return space.product(query, out).add_((space.share*lengths)[:, None])
+        n, (query, lengths) = len(query), space.see(query)
+        query = _at_least(8*torch.get_num_threads(), query)
+        if out is not None and out.shape != (len(query), len(space.gallery)): out = None
+        products = space.product(query, out)[:n, :size]
+        return products.add_((space.share*lengths)[:, None])
     return distances
 
 # %% ../../nbs/76_distances.ipynb #7b0f9399
