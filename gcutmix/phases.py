@@ -8,11 +8,14 @@ __all__ = ['Phase', 'phase_ends', 'tenths', 'falling', 'learning_rate', 'mark_tr
 
 # %% ../nbs/59_phases.ipynb #b22449d3
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
 import torch
+
+from .base.norms import synchronize
 
 # %% ../nbs/59_phases.ipynb #990e71ec
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Phase:
     trains: tuple = ()        # beginnings of parameter names; empty: all
     frozen: tuple = ()        # beginnings of names that are not trained
     rate: float = 1.          # factor on the learning rate
-    schedule: callable = None # share of the phase that is over -> factor; None: the run's own
+    schedule: Callable = None # share of the phase that is over -> factor; None: the run's own
     before: str = None        # the network's method that is called before it
 
 def phase_ends(
@@ -80,7 +83,7 @@ class Training:
     lr: float              # its rate
     weight_decay: float
     phases: tuple          # of `Phase`
-    augmentation: callable # (uint8 images, generator, config) -> normalised floats
+    augmentation: Callable # (uint8 images, generator, config) -> normalised floats
     groups: tuple = ()     # (beginning or ending of parameter names, factor on the rate)
 
     def factor(self, name):
@@ -110,9 +113,11 @@ def begin_phase(run, number, anew=True):
     if anew and phase.before:
         run.kept = getattr(network, phase.before)(run.images, run.labels, run.config)
     mark_trained(network, phase)
+    if run.parts > 1 and run.config.sync_bn: synchronize(network)
     run.phase, optimizer = number, make_optimizer(network, run.training)
     run.accelerator.free_memory() # what the phase before had prepared
     run.model, run.optimizer = run.accelerator.prepare(network, optimizer)
+    run.model.device_ids = None # as is, DDP would take the labels to the GPU, too
     run.model.train()
 
 def rate(run, done):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['G', 'BDB1', 'BDB2', 'AC1', 'AC2', 'RC1', 'RC2', 'PAPERS', 'PLAIN', 'STRIPES', 'SVD', 'AOS', 'CAMA', 'HACNN', 'PAN',
-           'MIXING', 'VARIANTS', 'Branch', 'Variant', 'find_variant', 'weights_of', 'training_of']
+           'MIXING', 'VARIANTS', 'Branch', 'Variant', 'find_variant', 'weights_of', 'idle_settings', 'training_of']
 
 # %% ../nbs/52_variants.ipynb #9d2ea46f
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .cutmix import blind_drop, guided_cutmix, random_cutmix
@@ -21,7 +22,7 @@ from .phases import Phase, Training, falling, tenths
 class Branch:
     "A branch as data: its name, what it does to its map while training, and how it pools."
     name: str
-    interfere: callable = None # as `cutmix.guided_cutmix`; None: nothing
+    interfere: Callable = None # as `cutmix.guided_cutmix`; None: nothing
     pool: str = "max"          # "avg" or "max"
 
 # %% ../nbs/52_variants.ipynb #ed21a540
@@ -32,12 +33,12 @@ class Variant:
     rows: dict             # table of the paper -> what the row is called there
     colour: str
     branches: tuple = ()   # of `Branch`; a rival has none
-    line: str = "-"
+    line: str | tuple = "-" # of curves, as matplotlib takes it
     builder: str = "gcutmix.model:ProgressiveNet"
-    losses: callable = ce_and_triplet
+    losses: Callable = ce_and_triplet
     terms: tuple = ("ce", "triplet")  # what the losses are called
-    augmentation: callable = flip_and_cutout
-    feature: callable = side_by_side
+    augmentation: Callable = flip_and_cutout
+    feature: Callable = side_by_side
     phases: tuple = (Phase(),)
     groups: tuple = ()     # as of `Training`
     plays: tuple = ()      # settings that only some methods read, of those that this one reads
@@ -49,7 +50,7 @@ G, BDB1, BDB2 = Branch("G", pool="avg"), Branch("BDB1", blind_drop), Branch("BDB
 AC1, AC2 = Branch("AC1", guided_cutmix), Branch("AC2", guided_cutmix)
 RC1, RC2 = Branch("RC1", random_cutmix), Branch("RC2", random_cutmix)
 
-_MIXES = dict(plays=("partner", "k"))
+_MIXES: dict = dict(plays=("partner", "k"))
 PAPERS = (
     Variant("G", {"2": "G", "3": "G"}, "#444444", (G,)),
     Variant("BDB", {"2": "BDB*", "3": "+ BDB1 (BDB*)"}, "#E69F00", (G, BDB1), "--"),
@@ -166,6 +167,14 @@ def find_variant(name):
 def weights_of(config):
     "The weights that a run starts with: none if the method has layers of its own."
     return None if find_variant(config.variant).alone else config.weights
+
+def idle_settings(config):
+    "Names of the settings of a run that its method does not read."
+    method = find_variant(config.variant)
+    idle = {key for record in VARIANTS.values() for key in record.plays} - set(method.plays)
+    if method.alone: idle |= {"backbone", "weights"}
+    if config.own: idle |= {"lr", "weight_decay", "warmup", "warmup_shape", "decay_at"}
+    return idle
 
 def training_of(config):
     """`Training` of a run: the table's, with the method's phases, or the method's own.

@@ -264,7 +264,7 @@ def test_what_is_no_network_is_refused(people, tmp_path):
     with refused(FileNotFoundError, "no network .*gcutmix_train writes"):
         measure(tmp_path/"none.safetensors", root=people)
     (tmp_path/"text.safetensors").write_text("no network")
-    with refused(ValueError, "text.safetensors is no whole"):
+    with refused(ValueError, "text.safetensors cannot be read"):
         measure(tmp_path/"text.safetensors", root=people)
     save_file({"w": torch.zeros(1)}, tmp_path/"foreign.safetensors")
     with refused(ValueError, "no recipe"): measure(tmp_path/"foreign.safetensors", root=people)

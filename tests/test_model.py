@@ -111,7 +111,7 @@ def test_detached_partners_get_no_gradient(batch, detach, cells):
     "Then a loss reaches the map through the seen cells only, not through those pasted elsewhere."
     maps = torch.randn(64, 128, 24, 8, requires_grad=True)
     hole, options = block_mask(torch.rand(64, 24, 8), 8), Options(detach_partner=detach)
-    mixed = mix(maps, hole, batch[1], keyed_generator(0), options)
+    mixed, *_ = mix(maps, hole, batch[1], keyed_generator(0), options)
     gradient, = torch.autograd.grad(mixed.sum(), maps)
     assert gradient[:, 0].sum() == 64*cells
 

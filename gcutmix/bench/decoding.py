@@ -30,7 +30,7 @@ def draw_jpegs(folder, n):
     folder.mkdir(parents=True)
     for i in range(n):
         pid, camid, index = i//4 + 1, i%2 + 1, i%4//2 + 1
-        picture = draw(*scene(0, pid, camid, index), (160, 64))
+        picture = draw(*scene(0, pid, camid, index), size=(160, 64))
         picture.save(folder/f"{pid:04d}_c{camid}_{index}.jpg", quality=95)
     return read_split(folder)
 
@@ -81,7 +81,7 @@ def measure_share(bench):
 def measure_drawing(people=20):
     "Fact: pedestrians drawn per second."
     views = [scene(0, pid, 1, 1) for pid in range(1, people + 1)]
-    def draw_all(): return [draw(*view, (128, 64)) for view in views]
+    def draw_all(): return [draw(*view, size=(128, 64)) for view in views]
     what = "pedestrians drawn a second at 128x64, one thread"
     return fact(what, people/best_of(draw_all))
 

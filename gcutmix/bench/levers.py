@@ -30,10 +30,11 @@ def compile_whole(model):
     model.compile()
 
 # %% ../../nbs/66_levers.ipynb #206ca13c
-LEVERS = {"contiguous": dict(channels_last=False), "fused": dict(fused=True),
-          "bf16": dict(bf16=True), "one-thread": dict(threads=1), "host": dict(resident=False),
-          "compile": dict(compiled=compile_parts), "graphs": dict(compiled=compile_graphs),
-          "whole": dict(compiled=compile_whole)}
+LEVERS: dict[str, dict] = {
+    "contiguous": dict(channels_last=False), "fused": dict(fused=True),
+    "bf16": dict(bf16=True), "one-thread": dict(threads=1), "host": dict(resident=False),
+    "compile": dict(compiled=compile_parts), "graphs": dict(compiled=compile_graphs),
+    "whole": dict(compiled=compile_whole)}
 ON_CUDA = "host", "graphs"
 
 # %% ../../nbs/66_levers.ipynb #c8eca8a0
@@ -58,7 +59,7 @@ def usable(bench, names):
             skipped[name] = "needs CUDA"
             continue
         try: jobs[name] = _pulled(bench, name)
-        except Exception as error: skipped[name] = reason(error)
+        except Exception as error: skipped[name] = reason(error) # noqa: BLE001 any: it is told
     return jobs, skipped
 
 # %% ../../nbs/66_levers.ipynb #987c8e6f
@@ -83,7 +84,7 @@ def step_in_process(bench, environment):
     clean["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     words = json.dumps(asdict(bench)), json.dumps(torch.get_num_threads())
     command = [sys.executable, "-c", SECOND_STEP, *words]
-    done = subprocess.run(command, env=clean, capture_output=True, text=True)
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"a step in a process of its own failed: {done.stderr[-500:]}")
     return float(done.stdout.splitlines()[-1])

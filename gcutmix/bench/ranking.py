@@ -83,7 +83,7 @@ def torchreid_rankings():
     if importlib.util.find_spec("torchreid") is None:
         return {}, "not installed: pip install --no-deps torchreid"
     try: module, found = load_torchreid(), version("torchreid")
-    except Exception as error: return {}, f"does not load: {type(error).__name__}" # in any way
+    except Exception as e: return {}, f"does not load: {type(e).__name__}" # noqa: BLE001 any way
     ways, found = {"torchreid, Python": torchreid_ranking(module, False)}, f"version {found}"
     if not module.IS_CYTHON_AVAI:
         return ways, f"{found}; its compiled evaluator is not in the package"

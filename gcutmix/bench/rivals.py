@@ -17,7 +17,7 @@ def random_masks(model, features, before, labels, generator, options):
     "The same mix, its attention a throw of dice."
     cam = torch.rand(len(features), *features.shape[2:], device=features.device)
     mask = block_mask(cam, options.k, options.block)
-    return mix(features, mask, labels, generator, options), mask
+    return mix(features, mask, labels, generator, options)
 
 def no_mixing(model, features, before, labels, generator, options):
     "The same branches, each seeing the whole map."

@@ -125,9 +125,9 @@ def step_floor(bench):
     return step_flop(bench)*bench.batch/machine_rates(bench.device)["matrix"]
 
 # %% ../../nbs/61_step_speed.ipynb #7823c78e
-RIVALS = {"ours": dict(), "random masks": dict(rival=random_masks),
-          "no mixing": dict(rival=no_mixing), "G alone": dict(variant="G"),
-          "textbook": dict(rival=textbook)}
+RIVALS: dict[str, dict] = {
+    "ours": {}, "random masks": dict(rival=random_masks), "no mixing": dict(rival=no_mixing),
+    "G alone": dict(variant="G"), "textbook": dict(rival=textbook)}
 
 # %% ../../nbs/61_step_speed.ipynb #8e6949c7
 def mixing_memory(job):

@@ -187,7 +187,7 @@ def draw_files(
 ):
     "Draw pictures into the folders below `root`, which are there."
     for file, *numbers in files:
-        draw(*scene(seed, *numbers), tuple(size)).save(f"{root}/{file}", compress_level=1)
+        draw(*scene(seed, *numbers), size=tuple(size)).save(f"{root}/{file}", compress_level=1)
 
 # %% ../../nbs/43_drawn_scenes.ipynb #8c0a3785
 def cue_masks(

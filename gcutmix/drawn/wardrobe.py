@@ -108,7 +108,7 @@ def random_person(
     "The person with number `pid`; pattern, logo, bag and hat never have the colour of the top."
     r = keyed(seed, 1, pid)
     body = r.uniform(.88, 1.), r.uniform(.85, 1.2), pick(r, SKINS), pick(r, CLOTH)
-    worn = {}
+    worn: dict = {}
     for cue, (kinds, colours) in WARDROBE.items():
         kind = pick(r, kinds)
         free = [colour for colour in colours if not worn or colour != worn["top"][1]]

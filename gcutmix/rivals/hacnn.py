@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..base.inputs import full
 from ..model import Network, Step
 
 # %% ../../nbs/35_attention_in_blocks.ipynb #6d663b4b
@@ -23,7 +24,7 @@ def windows(
     N = len(features)
     theta = centres.new_tensor([[1, 0, 0], [0, .25, 0]]).repeat(4*N, 1, 1)
     theta[:, :, 2] = centres.flatten(0, 1)
-    grid = F.affine_grid(theta, (4*N, 1, *size), align_corners=True)
+    grid = F.affine_grid(theta, [4*N, 1, *size], align_corners=True)
     grid = grid.reshape(N, 4*size[0], size[1], 2)
     seen = F.grid_sample(features.to(grid.dtype), grid, align_corners=True)
     seen = seen.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1)
@@ -132,7 +133,7 @@ def maps(self: HACNN, images):
     for stage, look, soft, hard in zip(self.stages, self.looks, self.soft, self.hard):
         out = stage(x)
         pooled = out.mean((2, 3))
-        attention, centres = soft(out, pooled), hard(pooled).float()
+        attention, centres = soft(out, pooled), full(hard(pooled))
         local = look(windows(x, centres, size) + local)
         x, size = out*attention, local.shape[2:]
         attended.append((attention, centres))

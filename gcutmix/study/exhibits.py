@@ -196,5 +196,5 @@ def plot_ranked(
     found = evaluate(*sides)
     queries = [*found.hardest_first[::-1][:n], *found.hardest_first[:n]]
     notes = [f"AP {found.ap[i]:.2f}" for i in queries]
-    fig = show_ranked_lists(*images, queries, *ranked_list(*sides, queries), notes)
-    return fig
+    index, right = ranked_list(*sides, queries=queries)
+    return show_ranked_lists(*images, queries=queries, index=index, right=right, notes=notes)

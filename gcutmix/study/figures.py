@@ -8,6 +8,7 @@ __all__ = ['MARKS', 'two_panels', 'curve', 'mean_curve', 'draw_curves', 'plot_cu
 
 # %% ../../nbs/23_figures.ipynb #0decbd83
 from collections import defaultdict
+from itertools import chain
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,7 +42,7 @@ def curve(result, key):
 def mean_curve(curves):
     "Epochs and means over seeds, which may have been tested after different epochs."
     tested = defaultdict(list)
-    for epoch, value in sum(curves, []): tested[epoch].append(value)
+    for epoch, value in chain(*curves): tested[epoch].append(value)
     return [(epoch, np.mean(tested[epoch])) for epoch in sorted(tested)]
 
 # %% ../../nbs/23_figures.ipynb #fd6d143d
