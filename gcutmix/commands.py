@@ -12,8 +12,8 @@ from pathlib import Path
 from .base.console import Ended, command, extra
 from .base.devices import choose_device
 from .base.files import code_version, file_digest, hardware, packages, write_json
-from .base.fingerprints import differences, fingerprint
-from .base.inputs import at_least, check_pair, check_people, one_of
+from .base.fingerprints import check_people, differences, fingerprint
+from .base.inputs import at_least, check_pair, one_of
 from .base.strangers import read_entries
 from .config import TrainConfig, make_preset
 from .data import load_dataset

@@ -9,7 +9,7 @@ __all__ = ['pairwise_distance', 'batch_hard_triplet', 'branch_losses']
 import torch
 import torch.nn.functional as F
 
-from .base.inputs import as_pids, check_batch
+from .base.inputs import as_ids, check_batch
 
 # %% ../nbs/05_losses.ipynb #c21c4bba
 def pairwise_distance(
@@ -41,7 +41,7 @@ def batch_hard_triplet(
 ):              # scalar
     """Batch-hard soft-margin triplet loss (Hermans et al., 2017), mean over the images that have
     a positive and a negative. ValueError if none has, or for pids that are none."""
-    pids = torch.from_numpy(as_pids(pids, len(embeddings)))
+    pids = torch.from_numpy(as_ids(pids, len(embeddings), "pids", least=-1))
     positive, same, anchors = _pairs(pids)
     distance = pairwise_distance(embeddings.float())
     positive, same = positive.to(distance.device), same.to(distance.device)
@@ -59,7 +59,7 @@ def branch_losses(
     label_smoothing=0., # share of the target spread over all classes
 ):                      # (cross entropy, triplet), two scalars
     "The two losses of one branch, on its own embedding and logits. ValueError for wrong labels."
-    found, classes = as_pids(labels, len(logits), "labels"), logits.shape[1]
+    found, classes = as_ids(labels, len(logits), "labels", least=-1), logits.shape[1]
     if not 0 <= found.min() <= found.max() < classes:
         raise ValueError(f"labels from {found.min()} to {found.max()}: expected them from 0 to "
                          f"{classes - 1}, as `Split.labels` numbers the people")

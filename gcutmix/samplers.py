@@ -8,7 +8,7 @@ __all__ = ['PKSampler']
 # %% ../nbs/06_samplers.ipynb #2a3f1162
 import numpy as np
 
-from .base.inputs import as_pids
+from .base.inputs import as_ids
 
 # %% ../nbs/06_samplers.ipynb #febe7da0
 def _images(group, k, rng):
@@ -34,7 +34,7 @@ class PKSampler:
         k=4,    # images of each; an identity with fewer repeats some
         seed=0, # of all draws
     ):
-        self.groups = _groups(as_pids(pids, len(pids)))
+        self.groups = _groups(as_ids(pids, len(pids), "pids", least=-1))
         self.p, self.k, self.seed, self.epoch = p, k, seed, 0
         if not 2 <= p <= len(self.groups):
             raise ValueError(f"p = {p} identities per batch, and the data have {len(self.groups)}: "

@@ -113,8 +113,8 @@ STATE = create_backbone("tiny").state_dict()
 FIRST = next(iter(STATE))
 WIDE = torch.ones(1).expand(10**12) # of one number
 ODD = {"list": [1, 2], "text": "x", "number": 7, "none": None, "bare": torch.ones(2),
-       "harm": Harm(), "nested": dict(epoch=1, state_dict=STATE), "module": nn.Linear(2, 2), "empty": {},
-       "keys": {1: torch.ones(2)}, "integers": STATE | {FIRST: STATE[FIRST].int()},
+       "harm": Harm(), "nested": dict(epoch=1, state_dict=STATE), "module": nn.Linear(2, 2),
+       "empty": {}, "keys": {1: torch.ones(2)}, "integers": STATE | {FIRST: STATE[FIRST].int()},
        "complex": STATE | {FIRST: STATE[FIRST] + 0j},
        "nan": STATE | {FIRST: STATE[FIRST]*torch.nan},
        "huge": STATE | {FIRST: STATE[FIRST].double()*1e300}, "lists": STATE | {FIRST: [1.]},
@@ -516,7 +516,7 @@ def odd_place(people, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
-@pytest.mark.parametrize("home", ["../home", "/nowhere", ""])
+@pytest.mark.parametrize("home", ["../home", ""])
 def test_data_and_home_that_take_no_files(odd_place, home):
     "Train, evaluate and look at the network; what cannot be written is told."
     kept = {key: value for key, value in os.environ.items() if key in ("PATH", "OMP_NUM_THREADS")}
@@ -532,7 +532,7 @@ def test_data_and_home_that_take_no_files(odd_place, home):
         status, error = said(*line)
         assert status == 0, error[-2000:]
     status, error = said(*train, "--out", "../data/runs")
-    assert status == 2 and "could not be written" in error and len(error.splitlines()) <= 2
+    assert status == 2 and "Permission denied" in error and len(error.splitlines()) <= 2
     resnet = ["--backbone", "resnet18", "--weights", "IMAGENET1K_V1", "--name", "other"]
     status, error = said(*train, *resnet)
     assert status == 2 and ("TORCH_HOME" in error or "could not be downloaded" in error), error

@@ -130,7 +130,8 @@ def sent(monkeypatch, at, *numbers):
 
 
 def test_a_signal_during_the_test_keeps_the_epoch(short, tmp_path, monkeypatch):
-    whole, test, handlers = fit(short, quiet=True), Trainer.test, signal.getsignal(signal.SIGTERM)
+    handlers, test = signal.getsignal(signal.SIGTERM), Trainer.test
+    whole = fit(short, quiet=True)
     cut, hits = replace(short, out=tmp_path/"cut", eval_every=1), [signal.SIGTERM]
     def hit(self):
         if hits: signal.raise_signal(hits.pop())

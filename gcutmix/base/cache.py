@@ -112,7 +112,8 @@ def _write_images(file, split, size, progress):
                 file.write(image)
                 sums.append(crc32(image))
     if bad: raise BadPictures(bad)
-    file.write(np.array([*sums, crc32(np.array(sums, "<u4").tobytes())], "<u4"))
+    listed = np.array(sums, "<u4").tobytes()
+    file.write(listed + crc32(listed).to_bytes(4, "little"))
 
 # %% ../../nbs/48_cache.ipynb #48cc8bac
 def write_cache(file, split, size, progress):
@@ -135,9 +136,9 @@ def tidy(file):
     "Remove what is superseded by `file`, and what is old and temporary."
     alike = file.name.rpartition("-")[0]
     for other in [*file.parent.iterdir()]:
-        left = other.name.startswith(".tmp-") or file.parent == _temporary()
-        stale = other.name.startswith(alike) or (left and _is_old(other))
-        if other == file or not stale: continue
+        temporary = other.name.startswith(".tmp-") or file.parent == _temporary()
+        of_no_use = other.name.startswith(alike) or (temporary and _is_old(other))
+        if other == file or not of_no_use: continue
         if other.is_dir(): shutil.rmtree(other, ignore_errors=True)
         # Windows keeps a file that is open somewhere
         with suppress(OSError): other.unlink()
@@ -151,10 +152,9 @@ def is_whole(file, shape):
     with open(file, "rb") as f:
         if f.read(len(header)) != header: return False
         f.seek(len(header) + images*each)
-        sums = np.frombuffer(f.read(), np.uint8)
-        if len(sums) != 4*images + 4: return False
-        *sums, last = sums.view("<u4").tolist()
-        if crc32(np.array(sums, "<u4").tobytes()) != last: return False
+        listed, last = f.read(4*images), f.read(5)
+        if crc32(listed).to_bytes(4, "little") != last: return False
+        sums = np.frombuffer(listed, "<u4")
         step = math.ceil(images*each/CHECKED)
         for i in range(secrets.randbelow(step), images, step):
             f.seek(len(header) + i*each)
@@ -183,9 +183,10 @@ def decoded(split, size, cache=None, progress=True):
 
 def decoded_splits(splits, size, cache=None, progress=True):
     "The images of each split. BadPictures, after the last one, with those of all splits."
-    images, bad = [], []
-    for split in splits:
-        try: images.append(decoded(split, size, cache, progress))
-        except BadPictures as error: bad += error.bad # noqa: PERF203 all of them are told
+    bad = []
+    def one(split):
+        try: return decoded(split, size, cache, progress)
+        except BadPictures as error: bad.extend(error.bad)
+    images = [one(split) for split in splits]
     if bad: raise BadPictures(bad)
     return images

@@ -26,8 +26,11 @@ def _sha256(file, size):
     return found.hexdigest().encode()
 
 def seal(path):
-    "Write a checksum of the file behind it."
-    with open(path, "rb+") as file: file.write(MARK + _sha256(file, os.path.getsize(path)))
+    "Write a checksum of the file behind it, and wait until both are on the disk."
+    with open(path, "rb+") as file:
+        file.write(MARK + _sha256(file, os.path.getsize(path)))
+        file.flush()
+        os.fsync(file.fileno())
 
 def is_sealed(path):
     "Whether a file ends with its checksum; None if it ends with none."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SPLITS', 'digest', 'file_digest', 'sample', 'content', 'pixels', 'drawn_with', 'fingerprint',
-           'fingerprints', 'difference', 'differences', 'check_pictures', 'check_finished']
+           'fingerprints', 'difference', 'differences', 'check_pictures', 'check_finished', 'check_people']
 
 # %% ../../nbs/74_fingerprints.ipynb #01697315
 import hashlib, json, os, stat
@@ -121,3 +121,16 @@ def check_finished(file, data):
     old = json.loads(Path(file).read_text(encoding="utf-8"))["data"]
     check_pictures(Path(file).name, old, data, fingerprints(data),
                "Give the `root` of its data or another `name`, or delete it to run again.")
+
+# %% ../../nbs/74_fingerprints.ipynb #9501c94f
+def check_people(
+    recipe, # of the network, from `load_model`
+    data,   # a `ReIDDataset` to test it on
+    file,   # the network's name
+):
+    "ValueError if `data` has the name of the network's data set and other training people."
+    people = data.train.num_pids
+    if data.name == recipe.get("dataset") and people != recipe["num_classes"]:
+        raise ValueError(f"{file} was trained on {recipe['num_classes']} people, {data.name} in "
+                         f"{data.root} has {people} to train on: it is a different copy, and may "
+                         f"test on people that the network knows; give the root of its training")

@@ -12,7 +12,8 @@ from pathlib import Path
 from ..base.console import command, command_line
 from ..base.devices import choose_device
 from ..base.files import code_version, file_digest, provenance, write_json
-from ..base.inputs import check_pair, check_people
+from ..base.fingerprints import check_people
+from ..base.inputs import check_pair
 from ..base.strangers import read_entries
 from ..data import load_dataset
 from ..images import load_images
