@@ -92,14 +92,14 @@ def attempt(function, *args, **kwargs):
     said = filter(None, dict.fromkeys(text.strip() for text in said)) # nothing twice
     return Tried(value, "\n".join(said), error)
 
-# %% ../../nbs/80_harm.ipynb #24d747c5
+# %% ../../nbs/80_harm.ipynb #65f742ba
 def bad_words(said, *names):
     "What is wrong with a message that should name all `names`; empty if nothing."
     if not said: return "nothing was said"
     unnamed = [name for name in names if name not in said]
     if unnamed: return f"the message does not name {unnamed[0]}"
-    if "weights_only=False" in said: return "advice to run foreign code"
-    return "a message of more than 700 characters" if len(said) > 700 else ""
+    if len(said) > 500 + 300*len(names): return "a very long message"
+    return "advice to run foreign code" if "weights_only=False" in said else ""
 
 def refused(tried, *names):
     "What is lost where a refusal that names all `names` was due."

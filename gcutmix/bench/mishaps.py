@@ -150,7 +150,7 @@ def mistaken_line(folder, rng, n=0):
             bad_words(said) if named else "the mistake is not named")
     return Outcome(f"{command.__name__} {line}: {lost}" if lost else "", said)
 
-# %% ../../nbs/81_mishaps.ipynb #1fd4d6c8
+# %% ../../nbs/81_mishaps.ipynb #49e02a28
 def places_of(folder):
     "Variables that are usual, without home, cache and language."
     left = ("HOME", "XDG_CACHE_HOME", "GCUTMIX_CACHE", "LANG", "LC_ALL", "PYTHONUTF8")
@@ -165,7 +165,7 @@ SURROUNDINGS = {
 DRAW = "from gcutmix.pedestrians import gcutmix_pedestrians as draw; draw()"
 TRAIN = """import os
 from gcutmix.commands import gcutmix_train
-os.geteuid() or os.environ["HOME"] != "/none" or os.setuid(65534) # root may write anywhere
+os.geteuid() or os.environ.get("HOME") != "/none" or os.setuid(65534) # root may write anywhere
 gcutmix_train()
 """
 

@@ -80,11 +80,11 @@ def damaged_cache(folder, rng, n=0):
     if tried.error is not None: return Outcome("cannot go on", tried.said)
     return Outcome("" if torch.equal(tried.value, whole) else "other pixels", tried.said)
 
-# %% ../../nbs/82_strange.ipynb #c1b98786
+# %% ../../nbs/82_strange.ipynb #3408381c
 def shown(path):
     "The pixels of one picture, (3,H,W), as a training gets them."
     one = Split([path], np.ones(1, int), np.ones(1, int))
-    return load_images(one, TINY["size"], path.parent/"decoded", False)[0].int()
+    return load_images(one, TINY["size"], progress=False)[0].int()
 
 def noise(rng, *shape):
     "Random bytes of a shape."
