@@ -8,7 +8,6 @@ __all__ = ['unit', 'whole', 'far_mean', 'Space', 'distance_to', 'Judge', 'Pairs'
 # %% ../../nbs/76_distances.ipynb #64eb667f
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .inputs import check_batch, squares
 
