@@ -218,7 +218,8 @@ def test_a_turned_bit_or_a_cut_is_refused(short):
         with pytest.raises(Damaged): read_state(file)
         file.write_bytes(good[:place//8])
         with pytest.raises(Damaged): read_state(file)
-    with pytest.raises(ValueError, match="is damaged.*Choose another `name`"): fit(short, quiet=True)
+    with pytest.raises(ValueError, match="is damaged.*Choose another `name`"):
+        fit(short, quiet=True)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(short, tmp_path, capsys):
