@@ -10,7 +10,7 @@ import os, warnings
 from pathlib import Path
 
 from .base.console import Ended, command, extra
-from .base.devices import choose_device
+from .base.devices import choose_device, is_first
 from .base.files import code_version, file_digest, hardware, packages, write_json
 from .base.fingerprints import check_people, differences, fingerprint
 from .base.inputs import at_least, check_pair, one_of
@@ -50,8 +50,9 @@ def gcutmix_train(
 ):
     "Train one network and write its result. The same command goes on with a stopped run."
     config = make_preset(preset, dataset, **settings)
-    note_idle(config, settings)
-    print(report(fit(config, max_steps)))
+    if is_first(): note_idle(config, settings)
+    run = fit(config, max_steps)
+    if is_first(): print(report(run))
 
 # %% ../nbs/54_commands.ipynb #0d6c2f18
 def _test_data(recipe, dataset, root, file):

@@ -79,6 +79,9 @@ class TrainConfig(Options):
     device: str = "auto"             # auto, cuda, mps, cpu
     precision: str = "auto"          # auto: bf16 on CUDA, else fp32; fp32; bf16
     channels_last: bool = True       # memory format
+    mining: str = "global"           # hardest images and partners: of the whole batch; local: of
+                                     # each process's part
+    sync_bn: bool = True             # batch norm over the parts of all processes
     out: str = "runs"                # folder of the results
     name: str = None                 # of the run; None: variant, own, backbone and seed
 
@@ -88,6 +91,7 @@ class TrainConfig(Options):
 SHARES = ("flip", "cutout_p", "cutout_share", "random_erasing", "label_smoothing")
 LEAST = dict(seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0, lr=0, weight_decay=0)
 CHOICES = dict(warmup_shape=("linear", "staircase"), precision=("auto", "fp32", "bf16"),
+               mining=("global", "local"),
                device=DEVICES)
 MOST = dict(seed=2**63 - 1) # what torch takes
 

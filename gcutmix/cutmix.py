@@ -10,6 +10,7 @@ __all__ = ['feature_cutmix', 'partner_matrix', 'sample_partners', 'batch_dropblo
 import torch
 
 from .base.inputs import check_batch
+from .base.processes import everybody, mine, rand, rows_of
 from .blocks import block_mask
 from .gradcam import class_activation_map, pooled_grad_cam
 
@@ -49,15 +50,15 @@ def sample_partners(
 ):                   # (N,) int64 indices into the batch
     """One random partner per image, uniform over those that `mode` allows.
     ValueError if an image has none."""
-    allowed = partner_matrix(pids, mode)
     pids = torch.as_tensor(pids)
+    allowed = mine(partner_matrix(everybody(pids), mode))
     lonely = (~allowed.any(1)).nonzero().flatten()
     if len(lonely):
         raise ValueError(f"image {int(lonely[0])} (identity {int(pids[lonely[0]])}) of this "
                          f"batch of {len(pids)} has no {mode} partner: a batch needs two "
                          f"identities for 'negative', two images of each for 'positive', two "
                          f"images for 'any'; PKSampler makes such batches")
-    chance = torch.rand(allowed.shape, generator=generator, device=pids.device)
+    chance = rand(*allowed.shape, generator=generator, device=pids.device)
     return chance.masked_fill(~allowed, -1).argmax(1)
 
 # %% ../nbs/04_feature_cutmix.ipynb #71fed91f
@@ -130,8 +131,7 @@ def mix(
     "Eq. 3 with one random partner per image."
     partners = sample_partners(labels, options.partner, generator)
     others = features.detach() if options.detach_partner else features
-    others = others[partners.to(features.device, non_blocking=True)]
-    return feature_cutmix(features, others, mask), mask, partners
+    return feature_cutmix(features, rows_of(others, partners), mask), mask, partners
 
 # %% ../nbs/04_feature_cutmix.ipynb #1d817adb
 def guided_cutmix(features, before, labels, generator, options):
@@ -141,7 +141,7 @@ def guided_cutmix(features, before, labels, generator, options):
 
 def random_cutmix(features, before, labels, generator, options):
     "The control: as many blocks become somebody else's, but chosen blindly."
-    heat = torch.rand(features[:, 0].shape, generator=generator).to(features.device)
+    heat = rand(*features[:, 0].shape, generator=generator).to(features.device)
     mask = cut_blocks(heat, before, options)
     return mix(features, mask, labels, generator, options)
 

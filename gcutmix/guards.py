@@ -13,6 +13,7 @@ from functools import wraps
 import torch
 from torch.nn.utils import get_total_norm
 
+from .base.processes import average, everybody
 from .cutmix import attention
 
 # %% ../nbs/79_guards.ipynb #8a049b97
@@ -70,15 +71,16 @@ def look(
     labels, # (N,) on the CPU
 ):          # dict of tensors (n,), of the last n branches
     "The guards of one forward pass."
-    found = dict(spread=[spread(step.embedding) for step in steps])
+    found = dict(spread=[spread(everybody(step.embedding)) for step in steps])
     if steps[0].head is not None:
-        cams = [attention(step, labels) for step in steps]
+        cams = [everybody(attention(step, labels)) for step in steps]
         found["empty_cam"] = list(map(empty_share, cams))
         found["overlap"] = list(map(map_overlap, cams, cams[1:]))
     mixed = [step for step in steps if step.partners is not None]
-    found["mask_entropy"] = [mask_entropy(step.mask) for step in mixed]
-    found["same_identity"] = [same_identity(step.partners, labels) for step in mixed]
-    return {name: torch.stack(values) for name, values in found.items() if values}
+    found["mask_entropy"] = [mask_entropy(everybody(step.mask)) for step in mixed]
+    found["same_identity"] = [same_identity(everybody(step.partners), everybody(labels))
+                              for step in mixed]
+    return {name: average(torch.stack(values)) for name, values in found.items() if values}
 
 # %% ../nbs/79_guards.ipynb #beacd61f
 def guarded(train_step):

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from .base.cache import decoded_splits
+from .base.processes import rand
 
 # %% ../nbs/01_images.ipynb #e1892190
 def load_images(
@@ -72,7 +73,7 @@ def random_flip(
     p=.5,          # probability, for each image
 ) -> torch.Tensor: # (N,3,H,W)
     "Mirror each image with probability `p`."
-    flip = torch.rand(len(images), generator=generator) < p
+    flip = rand(len(images), generator=generator) < p
     flip = flip.to(images.device)[:, None, None, None]
     return torch.where(flip, images.flip(-1), images)
 
@@ -85,7 +86,8 @@ def normalize(
 ) -> torch.Tensor: # float32 (N,3,H,W)
     "Bytes to floats; each channel minus ImageNet's mean, over its standard deviation."
     # a copy, because `sub_` and `div_` work in place
-    copy = images.to(torch.float32, copy=True)
+    kind = torch.promote_types(images.dtype, torch.get_default_dtype())
+    copy = images.to(kind, copy=True)
     mean, std = _mean.to(images.device), _std.to(images.device)
     return copy.sub_(255*mean).div_(255*std)
 
@@ -116,14 +118,14 @@ def cutout(
     if p and size > min(H, W):
         raise ValueError(f"a {size}x{size} cutout does not fit into {H}x{W} images: pass a "
                          f"smaller size, or p=0")
-    chance, y, x = torch.rand(3, N, generator=generator)
+    chance, y, x = rand(3, N, generator=generator, images=1)
     side = (chance < p)*size
     return _fill(images, y, x, side, side, fill)
 
 # %% ../nbs/01_images.ipynb #b7c04314
 def _ten_shapes(N, H, W, scale, ratio, generator):
     "(N,10) heights and widths in pixels, some of which do not fit."
-    area, shape = torch.rand(2, N, 10, generator=generator)
+    area, shape = rand(2, N, 10, generator=generator, images=1)
     area = H*W*(scale[0] + area*(scale[1] - scale[0]))
     # uniform in the logarithm: 3:1 is as likely as 1:3
     shape = ratio[0]*(ratio[1]/ratio[0])**shape
@@ -142,7 +144,7 @@ def random_erasing(
     "Fill a rectangle of random shape in each image with probability `p` (Zhong et al., 2020)."
     N, _, H, W = images.shape
     height, width = _ten_shapes(N, H, W, scale, ratio, generator)
-    chance, y, x = torch.rand(3, N, generator=generator)
+    chance, y, x = rand(3, N, generator=generator, images=1)
     fits = (height < H) & (width < W)
     first = torch.arange(N), fits.int().argmax(1)
     erased = fits.any(1) & (chance < p)
@@ -157,7 +159,7 @@ def random_crop(
     "Enlarge the images, bilinearly, and take a random window of the old size from each."
     N, _, H, W = images.shape
     larger = interpolate(images, (round(H*share), round(W*share)), mode="bilinear")
-    y, x = torch.rand(2, N, 1, generator=generator)
+    y, x = rand(2, N, 1, generator=generator, images=1)
     rows = (y*(larger.shape[2] - H + 1)).long() + torch.arange(H)
     columns = (x*(larger.shape[3] - W + 1)).long() + torch.arange(W)
     where = torch.arange(N)[:, None, None], rows[:, :, None], columns[:, None]

@@ -9,7 +9,8 @@ __all__ = ['pairwise_distance', 'batch_hard_triplet', 'branch_losses']
 import torch
 import torch.nn.functional as F
 
-from .base.inputs import as_ids, check_batch
+from .base.inputs import as_ids, check_batch, full
+from .base.processes import everybody
 
 # %% ../nbs/05_losses.ipynb #c21c4bba
 def pairwise_distance(
@@ -42,8 +43,9 @@ def batch_hard_triplet(
     """Batch-hard soft-margin triplet loss (Hermans et al., 2017), mean over the images that have
     a positive and a negative. ValueError if none has, or for pids that are none."""
     pids = torch.from_numpy(as_ids(pids, len(embeddings), "pids", least=-1))
+    embeddings, pids = everybody(embeddings), everybody(pids)
     positive, same, anchors = _pairs(pids)
-    distance = pairwise_distance(embeddings.float())
+    distance = pairwise_distance(full(embeddings))
     positive, same = positive.to(distance.device), same.to(distance.device)
     hardest_positive = distance.masked_fill(~positive, -torch.inf).amax(1)
     hardest_negative = distance.masked_fill(same, torch.inf).amin(1)
@@ -64,5 +66,5 @@ def branch_losses(
         raise ValueError(f"labels from {found.min()} to {found.max()}: expected them from 0 to "
                          f"{classes - 1}, as `Split.labels` numbers the people")
     target = labels.to(logits.device, non_blocking=True)
-    ce = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    ce = F.cross_entropy(full(logits), target, label_smoothing=label_smoothing)
     return ce, batch_hard_triplet(embedding, labels)

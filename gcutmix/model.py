@@ -17,6 +17,8 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from .base.inputs import full
+from .base.norms import batch_variance
 from .base.weights import build_with_weights, check_weights, read_network, write_network
 from .config import Options
 from .gradcam import head_gradient
@@ -95,15 +97,15 @@ class Head(nn.Module):
 
     def forward(self, pooled):
         with torch.autocast(pooled.device.type, enabled=False):
-            embedding = self.norm(self.reduce(pooled.float())).relu()
+            embedding = self.norm(self.reduce(full(pooled))).relu()
             return embedding, self.classify(embedding)
 
     @torch.no_grad()
     def score_gradient(self, pooled, embedding, labels):
         "dy/dp (N,C) of each image's own logit, batch statistics held fixed: the closed form."
         with torch.autocast(pooled.device.type, enabled=False):
-            z = self.reduce(pooled.float()) if self.norm.training else None
-            variance = self.norm.running_var if z is None else z.var(0, unbiased=False)
+            z = self.reduce(full(pooled)) if self.norm.training else None
+            variance = self.norm.running_var if z is None else batch_variance(self.norm, z)
             scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
             rows = self.classify.weight[labels]
             return head_gradient(embedding, self.reduce.weight, scale, rows)

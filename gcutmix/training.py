@@ -17,6 +17,8 @@ from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version, fingerprints
 from .base.locks import held, locked, stoppable
+from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
+                                    share_of)
 from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
                                  save_run)
 from .config import (Options, Run, TrainConfig, check_budget, command_of, make_preset,
@@ -75,11 +77,12 @@ def seeded_model(
 class Trainer:
     "Data, network, optimiser, and where the run stands."
     save, load, leave, how = save_run, load_run, leave_run, property(how)
-    begin_phase, aim, rate = begin_phase, aim, rate
+    begin_phase, aim, rate, sharing = begin_phase, aim, rate, share_of
     def __init__(self, config, quiet=False):
         self.config, self.quiet, self.paths = config, quiet, run_paths(config)
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
+        self.processes = self.parts # all that the run has had
         self.epoch, self.rows, self.guards, self.history, self.seconds = 0, [], [], [], 0.
         self.training, self.kept, self.first = training_of(config), None, None
         self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
@@ -112,18 +115,19 @@ class Trainer:
 @patch
 @guarded
 def train_step(self: Trainer, batch):
-    "One update. Its randomness depends on (seed, epoch, step, process) alone."
-    rank, bf16 = self.accelerator.process_index, self.how["precision"] == "bf16"
-    batch = torch.as_tensor(batch).chunk(self.accelerator.num_processes)[rank]
-    images = self.images[batch.to(self.images.device)].to(self.device)
-    key = keyed_generator(self.config.seed, self.epoch, len(self.rows), rank)
-    if self.kept is not None: images = self.network.with_kept(images, self.kept[batch], key)
-    with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-        loss, row = forward_loss(self.model, images, self.labels[batch], key, self.config)
-    self.optimizer.zero_grad()
-    self.accelerator.backward(loss)
+    "One update. Its randomness depends on (seed, epoch, step) alone; many processes share it."
+    whole, bf16 = torch.as_tensor(batch), self.how["precision"] == "bf16"
+    key = keyed_generator(self.config.seed, self.epoch, len(self.rows))
+    with self.sharing():
+        batch = part(whole)
+        images = self.images[batch.to(self.images.device)].to(self.device)
+        if self.kept is not None: images = self.network.with_kept(images, self.kept[whole], key)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            loss, row = forward_loss(self.model, images, self.labels[batch], key, self.config)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.rows.append(average(row))
     self.optimizer.step()
-    self.rows.append(row)
 
 # %% ../nbs/09_training.ipynb #82d379bf
 @patch
@@ -134,7 +138,7 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
     where = f"epoch {self.epoch + 1}/{self.config.epochs}"
     if self.history: where += f", loss {self.history[-1]['loss']:.2f} in the epoch before"
     for batch in list(self.sampler)[len(self.rows):][:budget]:
-        if (since := time.monotonic()) > deadline: break
+        if any_of_us((since := time.monotonic()) > deadline): break
         with held(): # a signal waits for the end of the step
             self.aim()
             self.train_step(batch)
@@ -146,10 +150,12 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
 @patch
 def test(self: Trainer):
     "Metrics of the network as it stands, on query and gallery."
+    def embed(images): return extract_features(self.network, images, device=self.device)
+    same_buffers(self.network)
     sides = []
     for split in (self.data.query, self.data.gallery):
         images = load_images(split, self.config.size, progress=not self.quiet)
-        features = extract_features(self.network, images, device=self.device)
+        features = torch.cat(in_turn(embed, images.split(64)))
         sides += [features, split.pids, split.camids]
     return evaluate(*sides)
 
@@ -173,6 +179,7 @@ def run(self: Trainer, stop, deadline):
     quiet = self.quiet or not self.accelerator.is_main_process
     title = f"{self.config.variant} on {self.config.dataset}"
     progress = Progress(self.total, title, self.done, quiet)
+    check_same(self.done, self.paths.checkpoint)
     try:
         while self.epoch < self.config.epochs:
             self.train_epoch(stop - self.done, progress, deadline)
@@ -205,7 +212,7 @@ def fit(
         if paths.checkpoint.exists(): trainer.load()
         stop, deadline = trainer.total, time.monotonic() + max_seconds
         if max_steps is not None: stop = min(stop, trainer.done + max_steps)
-        with stoppable(trainer.leave): trainer.run(stop, deadline)
+        with stoppable(trainer.leave), trainer.sharing(): trainer.run(stop, deadline)
         trainer.accelerator.wait_for_everyone()
     if trainer.epoch < config.epochs: return Run(config, trainer.history, paths)
     return read_run(paths.result, config)

@@ -229,11 +229,14 @@ def test_round_off_decides_nothing(six, options, dtype):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
-def test_equal_pictures_have_equal_distances(n, metric):
-    for size in (33, 57, 100, 530):
-        g = torch.randn(1, 512).repeat(size, 1)
-        assert (distance_to(g, metric)(torch.randn(n, 512)).diff(dim=1) == 0).all()
+@pytest.mark.parametrize("dim", [17, 64, 512])
+def test_equal_pictures_have_equal_distances(dim, metric):
+    for n in (1, 2, 3, 4, 5, 6, 9):
+        for size in (3, 5, 7, 9, 11, 13, 17, 33, 57, 530):
+            g = torch.randn(size, dim)
+            g[::2] = g[0]
+            distances = distance_to(g, metric)(torch.randn(n, dim))
+            assert distances.shape == (n, size) and (distances[:, ::2].diff(dim=1) == 0).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,7 +219,8 @@ def test_a_turned_bit_or_a_cut_is_refused(short):
         with pytest.raises(Damaged): read_state(file)
         file.write_bytes(good[:place//8])
         with pytest.raises(Damaged): read_state(file)
-    with pytest.raises(ValueError, match="is damaged.*Choose another `name`"): fit(short, quiet=True)
+    with pytest.raises(ValueError, match="is damaged.*Choose another `name`"):
+        fit(short, quiet=True)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(short, tmp_path, capsys):
@@ -344,14 +346,24 @@ def test_each_seed_epoch_and_step_draws_anew(config, drawn):
     assert len(set(map(str, batches))) == len(set(keys)) == 16
 
 
-def test_two_processes_take_the_two_halves(config, drawn):
+def first_images(model, images, labels, generator, config):
+    "In place of a step's losses: nothing but its augmentation."
+    ingredients.augment(images, generator, .5, 0.)
+    return None, None
+
+
+def test_two_processes_take_the_two_halves(config, drawn, monkeypatch):
+    "Of the batch, with the generator of the whole."
+    monkeypatch.setattr(training, "average", lambda row: row)
+    monkeypatch.setattr(training, "forward_loss", first_images)
     for rank, parts in ((0, 1), (0, 2), (1, 2)):
         trainer = Trainer(config, quiet=True)
-        trainer.accelerator = SimpleNamespace(process_index=rank, num_processes=parts,
-                                              backward=torch.Tensor.backward)
+        trainer.parts = parts
+        trainer.accelerator = SimpleNamespace(process_index=rank, backward=lambda loss: None,
+                                              unwrap_model=lambda model: model)
         trainer.train_step(next(iter(trainer.sampler)))
     (whole, _), (first, a), (second, b) = drawn
-    assert first + second == whole and len(first) == len(second) == 8 and a != b
+    assert first + second == whole and len(first) == len(second) == 8 and a == b
 
 
 def test_decay_and_smoothing_reach_optimiser_and_losses(config):
@@ -407,19 +419,28 @@ def test_every_setting_runs(config, settings):
 
 
 def test_two_processes_share_a_run_and_go_on_with_it(config, tmp_path):
-    """Half of the identities of each batch to each process; one result, by the first;
-    and nobody else goes on with it."""
+    """Half of the identities of each batch to each process; one result and one line, by the first;
+    and one process can go on with it."""
     cut = replace(config, out=tmp_path/"cut")
     launch = ["torchrun", "--standalone", "--nproc_per_node", "2", "--no-python", "--"]
     for c, *more in ((config,), (cut, "--max_steps", "6"), (cut,)):
         done = subprocess.run([*launch, *words(c), *more], capture_output=True, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("\n") == 1
         if more:
-            with pytest.raises(ValueError, match="processes 2, now 1"): fit(cut, quiet=True)
+            alone = replace(cut, out=tmp_path/"alone")
+            shutil.copytree(cut.out, alone.out)
     same(read_run(run_paths(config).result), read_run(run_paths(cut).result))
     result = json.loads(run_paths(config).result.read_text())
     assert result["processes"] == 2 and result["history"][-1]["loss"] < result["history"][0]["loss"]
+    assert result_of(fit(alone, quiet=True))["processes"] == "2 then 1"
+
+
+def test_what_one_process_must_do_is_refused_to_many():
+    launch = ["torchrun", "--standalone", "--nproc_per_node", "2", "--no-python", "--"]
+    done = subprocess.run([*launch, "gcutmix_reproduce"], capture_output=True, text=True)
+    assert done.returncode and "gcutmix_reproduce is the work of one process" in done.stderr
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

@@ -22,6 +22,7 @@ from .decoding import BadPictures, try_to_decode
 from .files import complete
 from .fingerprints import content, digest
 from .folders import say
+from .launch import one_at_a_time
 
 # %% ../../nbs/48_cache.ipynb #1b13af73
 def _temporary():
@@ -176,7 +177,8 @@ def decoded(split, size, cache=None, progress=True):
     "The images of one split, decoded if they are not in the cache."
     file, shape = cache_file(split, size, cache), (len(split), 3, *size)
     if (images := open_cache(file, shape)) is not None: return images
-    write_cache(file, split, size, progress)
+    with one_at_a_time(file):
+        if open_cache(file, shape) is None: write_cache(file, split, size, progress)
     if (images := open_cache(file, shape)) is not None: return images
     raise OSError(f"{file} was written and cannot be read back: set GCUTMIX_CACHE to a folder on a "
                   f"different disk")

@@ -17,6 +17,7 @@ from functools import wraps
 from fastcore.docments import docments
 from tqdm import tqdm
 
+from .devices import alone
 from .locks import end
 from .strangers import MISTAKES, Ended, plain_speech
 
@@ -85,7 +86,7 @@ def _add_setting(parser, option):
 # %% ../../nbs/45_console.ipynb #a034c9ac
 class OneLine(ArgumentParser):
     "A parser whose complaint is one line."
-    names, never_none = "", set() # of its options
+    names, never_none = "", frozenset() # of its options
     def error(self, message): self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 def parser_of(function, settings=None):
@@ -117,7 +118,7 @@ def run_command(function, parser):
     "Call a function with what the command line asks for; `Ended` if its user can mend what fails."
     asked = given(parser, sys.argv[1:])
     whole = asked.pop("traceback", False)
-    try: return function(**asked)
+    try: return alone(function)(**asked)
     except MISTAKES as error:
         if whole: raise
         said = as_typed(str(error) or type(error).__name__, parser)

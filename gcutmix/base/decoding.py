@@ -33,7 +33,7 @@ def shallow(image):
     if not np.isfinite(values).all(): raise ValueError("it holds NaN or infinity")
     low, high = 0., _white.get(image.mode, 65535.)
     if values.min() < low or values.max() > high: low, high = values.min(), values.max()
-    scaled = (values - low)/(high - low)
+    scaled = (values - low)/(high - low or 1.) # of one brightness alone: black
     # TIFF can say that 0 is white, tag 262; Pillow inverts up to eight bits
     if getattr(image, "tag_v2", {}).get(262) == 0: scaled = 1 - scaled
     return Image.fromarray(np.round(255*scaled).astype(np.uint8))

@@ -5,18 +5,15 @@
 # %% auto #0
 __all__ = ['unit', 'whole', 'far_mean', 'Space', 'distance_to', 'Judge', 'Pairs', 'counts', 'nearer', 'first_places']
 
-# %% ../../nbs/76_distances.ipynb #ed1628b9
+# %% ../../nbs/76_distances.ipynb #64eb667f
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .inputs import check_batch, squares
 
-# %% ../../nbs/76_distances.ipynb #e96cb494
-def unit(
-    x, # (N,D) array
-):     # (N,D) float64
-    "Rows scaled to length one; zeros stay zeros."
+# %% ../../nbs/76_distances.ipynb #c6ad14d0
+def unit(x):
+    "(N,D) float64, the rows of an array scaled to length one; zeros stay zeros."
     x = x.astype(np.float64)
     length = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
     x /= np.where(length == 0, 1, length)
@@ -33,7 +30,7 @@ def _units(x, centre):
         out[part] = unit(rows[part]) - centre
     return torch.from_numpy(out).to(x.device)
 
-# %% ../../nbs/76_distances.ipynb #828c624d
+# %% ../../nbs/76_distances.ipynb #a8362286
 def whole(x):
     "Whole numbers throughout? The first row says no for nearly all features."
     return all(bool((part == part.round()).all()) for part in (x[:1], x))
@@ -43,7 +40,7 @@ def far_mean(x, lengths):
     mean = x.mean(0)
     return mean if mean.dot(mean) > .5*lengths.mean() else None
 
-# %% ../../nbs/76_distances.ipynb #22090aad
+# %% ../../nbs/76_distances.ipynb #0f59468c
 class Space:
     "Where distances to a gallery are taken: which origin, which scale."
     def __init__(self, gallery, metric="euclidean", l2=False): # as `distance_to`
@@ -70,28 +67,34 @@ class Space:
         return seen, lengths
 
     def product(self, query, out=None):
-        "(n,G) distances less the queries' own lengths, in `out` if there is room for it."
-        n = len(query)
-        if n < 4: query = F.pad(query, (0, 0, 0, 4 - n))
-        if n < 4 or out is None: out = query.new_empty(len(query), len(self.gallery))
+        "(n,G) distances less the queries' own lengths."
+        if out is None: out = query.new_empty(len(query), len(self.gallery)) # no autocast
         lengths, alpha = self.share*self.lengths, -2*self.share
-        return torch.addmm(lengths, query, self.gallery.T, alpha=alpha, out=out)[:n]
+        return torch.addmm(lengths, query, self.gallery.T, alpha=alpha, out=out)
 
-# %% ../../nbs/76_distances.ipynb #e381fea9
+# %% ../../nbs/76_distances.ipynb #798534bc
+def _at_least(n, x): # rows
+    return x if len(x) >= n else torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
+
 def distance_to(
     gallery,            # (G,D)
     metric="euclidean", # "euclidean": squared Euclidean distance; "cosine": 1 - cosine
     l2=False,           # scale all features to length one
 ):
-    "A function from queries (n,D), and a tensor to write into if wanted, to distances (n,G)."
-    space = Space(gallery, metric, l2)
+    """A function from queries (n,D), and a tensor (n,G) that may be written into, to distances
+    (n,G). Equal pictures have equal distances. ValueError without images."""
+    space, size = Space(gallery, metric, l2), len(gallery)
+    space.gallery, space.lengths = _at_least(12, space.gallery), _at_least(12, space.lengths)
     def distances(query, out=None):
         check_batch(query)
-        query, lengths = space.see(query)
-        return space.product(query, out).add_((space.share*lengths)[:, None])
+        n, (query, lengths) = len(query), space.see(query)
+        query = _at_least(8*torch.get_num_threads(), query)
+        if out is not None and out.shape != (len(query), len(space.gallery)): out = None
+        products = space.product(query, out)[:n, :size]
+        return products.add_((space.share*lengths)[:, None])
     return distances
 
-# %% ../../nbs/76_distances.ipynb #7b0f9399
+# %% ../../nbs/76_distances.ipynb #2b958060
 class Judge:
     "Of one query: how large a doubt is, and exact distances."
     def __init__(self, pairs, i): self.pairs, self.i = pairs, i
@@ -118,14 +121,10 @@ class Judge:
         distance = np.einsum("nd,nd->n", difference, difference)
         return distance + _zeros(theirs) if space.cosine else distance
 
-# %% ../../nbs/76_distances.ipynb #132c029e
+# %% ../../nbs/76_distances.ipynb #a6828915
 class Pairs:
     "All pairs of a ranking: distances by a product, and a judge where they are in doubt."
-    def __init__(self,
-        query, gallery,     # (Q,D), (G,D)
-        metric="euclidean", # as in `distance_to`
-        l2=False,
-    ):
+    def __init__(self, query, gallery, metric="euclidean", l2=False): # as `distance_to`
         self.space = Space(gallery, metric, l2)
         self.features = query.numpy(force=True), gallery.numpy(force=True)
         self.query, lengths = self.space.see(query)
@@ -143,7 +142,7 @@ class Pairs:
         "Of query `i`; None if its distances are exact."
         return None if self.whole else Judge(self, i)
 
-# %% ../../nbs/76_distances.ipynb #074c5456
+# %% ../../nbs/76_distances.ipynb #653f03e9
 def counts(
     row,       # (G,) distances
     low, high, # (R,) each
@@ -156,7 +155,7 @@ def counts(
     near.sort()
     return near.searchsorted(low), near.searchsorted(high, "right")
 
-# %% ../../nbs/76_distances.ipynb #075fa257
+# %% ../../nbs/76_distances.ipynb #63b4dd4d
 def _decided(row, images, values, low, high, judge):
     "How many of the strangers between `low` and `high` come before each image."
     doubtful = np.zeros(len(row), bool)
@@ -186,7 +185,7 @@ def nearer(
         before[close] += _decided(row, *some, judge)
     return before
 
-# %% ../../nbs/76_distances.ipynb #6969a774
+# %% ../../nbs/76_distances.ipynb #96439844
 def first_places(
     row,        # (G,) distances of one query; infinite: not in the list
     k,          # how many

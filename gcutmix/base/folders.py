@@ -21,7 +21,9 @@ def say(line):
 
 def _unread(entry):
     "(kind, how many files) of something in a folder that is no picture."
-    if not entry.is_dir(): return Path(entry.name).suffix or "without an ending", 1
+    # a link may lead anywhere, to the root of the disk, too
+    if not entry.is_dir(follow_symlinks=False):
+        return Path(entry.name).suffix or "without an ending", 1
     files = (name for _, _, names in os.walk(entry) for name in names)
     return "in subfolders", sum(Path(name).suffix.lower() in SUFFIXES for name in files)
 
@@ -34,7 +36,7 @@ def _check_name(folder, name):
 
 # %% ../../nbs/77_folders.ipynb #728d7c13
 def _check_others(folder, read, others):
-    if not others: return None
+    if not others: return
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
     found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
     if others.total() <= read:

@@ -8,6 +8,7 @@ __all__ = ['FAULTS', 'Fault', 'find_faults', 'try_fault', 'different', 'try_ofte
 # %% ../../nbs/84_faults.ipynb #2e6aa651
 import os, random, re, tempfile, time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -23,19 +24,19 @@ from .races import fact
 class Fault:
     "Something that goes wrong."
     name: str
-    do: callable          # (folder, random numbers, number of the try) -> `Outcome`
+    do: Callable          # (folder, random numbers, number of the try) -> `Outcome`
     tries: int
     silent: bool = False  # nothing need be said if nothing is lost
 
     what = property(lambda self: self.do.__doc__)
 
-# %% ../../nbs/84_faults.ipynb #7c17d6bd
+# %% ../../nbs/84_faults.ipynb #174b5e52
 FAULTS = [
     Fault("kill", harm.kill_at_random, 60, True), Fault("kill-file", harm.kill_at_a_file, 60, True),
     Fault("kill-write", harm.kill_in_a_write, 60, True), Fault("disk", harm.fill_the_disk, 40),
     Fault("signal", mishaps.ask_to_stop, 12), Fault("twice", mishaps.start_twice, 16),
     Fault("litter", mishaps.leave_litter, 12, True),
-    Fault("checkpoint", strange.damaged_checkpoint, 150, True),
+    Fault("checkpoint", strange.damaged_checkpoint, 60, True),
     Fault("network", strange.damaged_network, 150, True),
     Fault("result", strange.damaged_result, 150, True),
     Fault("cache", strange.damaged_cache, 150, True),
@@ -67,7 +68,8 @@ def try_fault(fault, n=0):
         try:
             with mock.patch.dict(os.environ, cache):
                 lost, said = fault.do(Path(folder), random.Random(f"{fault.name} {n}"), n)
-        except Exception as error: lost, said = f"{type(error).__name__}: {error}", ""
+        except Exception as error: # noqa: BLE001 whatever it is, it is counted
+            lost, said = f"{type(error).__name__}: {error}", ""
     if not (lost or said or fault.silent): lost = "nothing was said"
     temporary = re.escape(tempfile.gettempdir()) + r"/[\w.-]+"
     return Outcome(*(re.sub(temporary, "FOLDER", text) for text in (lost, said)))

@@ -16,6 +16,7 @@ from ..base.console import command
 from ..base.locks import Busy
 from ..base.inputs import at_least
 from ..model import check_backbone
+from ..base.devices import alone
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
 from ..training import fit, make_preset, read_run, recipe, run_paths
@@ -179,6 +180,7 @@ def gcutmix_reproduce(
     if epochs is not None: base = shortened(base, epochs)
     _check(base, seeds, budget)
     runs = plan(base, table, seeds)
+    alone(gcutmix_reproduce)
     run_missing(runs, base.out, budget, next)
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
 
