@@ -54,7 +54,7 @@ def rand(
     return part(torch.rand(shape, **how), images)
 
 # %% ../../nbs/90_processes.ipynb #c79e4b72
-_groups = {}
+_groups: dict = {}
 
 def use_group(group):
     "The way that tensors on the CPU take."
