@@ -32,7 +32,7 @@ from ..training import Trainer, fit
 with suppress(ImportError): import resource # Windows has none
 
 # %% ../../nbs/80_harm.ipynb #30eabfc3
-TINY: dict = dict(p=2, instances=2, epochs=3, warmup=1, decay_at=(2,), dim=8, k=1, size=(24, 16),
+TINY = dict(p=2, instances=2, epochs=3, warmup=1, decay_at=(2,), dim=8, k=1, size=(24, 16),
             eval_every=0, device="cpu")
 
 @lru_cache
@@ -87,7 +87,7 @@ def attempt(function, *args, **kwargs):
     with redirect_stdout(heard), redirect_stderr(heard), catch_warnings(record=True) as warned:
         simplefilter("always")
         try: value = function(*args, **kwargs)
-        except (Exception, SystemExit) as found: error = found # noqa: BLE001 it is handed on
+        except (Exception, SystemExit) as found: error = found
     said = [heard.getvalue(), *(str(w.message) for w in warned), str(error or "")]
     said = filter(None, dict.fromkeys(text.strip() for text in said)) # nothing twice
     return Tried(value, "\n".join(said), error)
@@ -112,7 +112,7 @@ def refused(tried, *names):
 METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 
 def _in_child(heard, cache, target, args):
-    sys.stdout = sys.stderr = open(heard, "w", buffering=1, encoding="utf-8") # noqa: SIM115 stays
+    sys.stdout = sys.stderr = open(heard, "w", buffering=1, encoding="utf-8")
     os.environ["GCUTMIX_CACHE"] = cache
     tqdm.set_lock(RLock()) # its usual one would outlive the killed
     torch.set_num_threads(1)

@@ -175,10 +175,10 @@ def strange_place(folder, rng, n=0):
     config = small_run(Path(folder)/"Jürgen ✓")
     if kind == "read-only":
         for path in [Path(config.root), *Path(config.root).rglob("*")]: path.chmod(0o555)
-        for path in (Path(folder), Path(folder)/"Jürgen ✓"): path.chmod(0o777)
+        for path in (folder, Path(folder)/"Jürgen ✓"): os.chmod(path, 0o777)
     words = [sys.executable, "-c", TRAIN, *command_words(config)]
     done = subprocess.run(words, env=places_of(folder) | more, cwd=folder, capture_output=True,
-                          encoding="utf-8", errors="replace", check=False)
+                          encoding="utf-8", errors="replace")
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
     if done.returncode == 0: return Outcome(back(config).lost, said)
     lost = f"{kind}: status {done.returncode}" if done.returncode != 2 else ""

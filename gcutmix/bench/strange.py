@@ -8,7 +8,7 @@ __all__ = ['BILINEAR', 'flip', 'cut', 'damage', 'damaged_checkpoint', 'damaged_n
            'huge', 'postscript', 'pipe', 'trained_with', 'bad_pictures', 'with_a_bait', 'hostile_picture', 'odd_names']
 
 # %% ../../nbs/82_strange.ipynb #46093112
-import os
+import os, shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from .harm import (TINY, Outcome, attempt, bad_words, child, differs, finished,
-                                last_line, refused, small_run, stepping)
+                                last_line, refused, small_run, stepping, unharmed)
 from ..config import read_run, run_paths
 from ..data import Split, load_dataset
 from ..images import load_images
