@@ -27,7 +27,7 @@ from ..study.report import gcutmix_tables
 from ..study.runs import gcutmix_reproduce
 from ..training import fit
 
-# %% ../../nbs/81_mishaps.ipynb #bec0f476
+# %% ../../nbs/81_mishaps.ipynb #6cfa42bc
 def command_words(config):
     "The words of the command that makes a run, with its places."
     places = ["--root", config.root, "--out", str(config.out), "--device", config.device]
@@ -38,21 +38,22 @@ def dies_politely(config, n, number):
     def knock(trainer):
         if trainer.done == n: os.kill(os.getpid(), number)
     sys.argv = ["gcutmix_train", *command_words(config)]
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, usual) # whoever started us may have had it ignored
     with stepping(knock): gcutmix_train()
 
 def ask_to_stop(folder, rng, n=0):
     "SIGINT, SIGTERM or SIGHUP at a random iteration; none is done twice."
     config, at, steps = small_run(folder), rng.randrange(1, 12), []
     number = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[n%3]
-    job = child(folder, dies_politely, config, at, number)
-    job.join(60)
+    (job := child(folder, dies_politely, config, at, number)).join(60)
     if not job.exitcode: return Outcome("the signal was not heard", last_line(job))
     with stepping(lambda trainer: steps.append(trainer.done)): outcome = back(config)
     again = at - steps[0] if steps else 0
     lost = f"{again} iterations" if again > 0 else bad_words(last_line(job), "goes on")
     return Outcome(outcome.lost or lost, last_line(job))
 
-# %% ../../nbs/81_mishaps.ipynb #d68691ea
+# %% ../../nbs/81_mishaps.ipynb #abb69fa7
 def start_twice(folder, rng, n=0):
     "Two trainings of one name, with equal settings or with different ones."
     config, other = small_run(folder), small_run(folder, lr=[.01, .005][n%2])
@@ -61,7 +62,7 @@ def start_twice(folder, rng, n=0):
     told = [last_line(job) for job in jobs if job.exitcode]
     if not told: return Outcome("nobody was told that two are at it", "")
     if jobs[0].exitcode and n%2: # the other one was first
-        return Outcome("" if not jobs[1].exitcode else "both trainings ended", told[0])
+        return Outcome("both trainings ended" if jobs[1].exitcode else "", told[0])
     return Outcome(back(config).lost or bad_words(told[0], run_paths(config).result.stem), told[0])
 
 # %% ../../nbs/81_mishaps.ipynb #028d5a44
@@ -76,7 +77,7 @@ def leave_litter(folder, rng, n=0):
     for name in names: (out/name).write_bytes(rng.randbytes(rng.randrange(100)))
     return back(config)
 
-# %% ../../nbs/81_mishaps.ipynb #08385555
+# %% ../../nbs/81_mishaps.ipynb #75d89ff3
 def same_size(path, rng):
     "Other pixels in as many bytes as before."
     before, times = path.read_bytes(), path.stat()
@@ -84,7 +85,6 @@ def same_size(path, rng):
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 def one_less(path, rng): path.unlink()
-
 def one_more(path, rng): shutil.copy(path, path.with_name(f"0999_c1_01{path.suffix}"))
 
 def plain_folder(config):
@@ -150,7 +150,7 @@ def mistaken_line(folder, rng, n=0):
             bad_words(said) if named else "the mistake is not named")
     return Outcome(f"{command.__name__} {line}: {lost}" if lost else "", said)
 
-# %% ../../nbs/81_mishaps.ipynb #49e02a28
+# %% ../../nbs/81_mishaps.ipynb #3028b61c
 def places_of(folder):
     "Variables that are usual, without home, cache and language."
     left = ("HOME", "XDG_CACHE_HOME", "GCUTMIX_CACHE", "LANG", "LC_ALL", "PYTHONUTF8")
@@ -175,7 +175,7 @@ def strange_place(folder, rng, n=0):
     config = small_run(Path(folder)/"Jürgen ✓")
     if kind == "read-only":
         for path in [Path(config.root), *Path(config.root).rglob("*")]: path.chmod(0o555)
-        for path in (folder, Path(folder)/"Jürgen ✓"): os.chmod(path, 0o777)
+        for path in (folder, f"{folder}/Jürgen ✓"): os.chmod(path, 0o777)
     words = [sys.executable, "-c", TRAIN, *command_words(config)]
     done = subprocess.run(words, env=places_of(folder) | more, cwd=folder, capture_output=True,
                           encoding="utf-8", errors="replace")
