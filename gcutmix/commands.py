@@ -77,6 +77,13 @@ def _check_place(file, known):
                          f"options; give another `out`, or delete it")
 
 # %% ../nbs/54_commands.ipynb #523da26b
+def _options(l2, metric, ap_max_rank, rerank, batch_size):
+    "How to rank. ValueError for what cannot be."
+    at_least("batch_size", batch_size, 1)
+    one_of("metric", metric, ("euclidean", "cosine"))
+    if ap_max_rank is not None: at_least("ap_max_rank", ap_max_rank, 1)
+    return dict(l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank)
+
 def _eval_file(path, recipe, dataset, options):
     "Where metrics go: beside the network, named after what differs from the usual."
     words = [dataset] if dataset not in (None, recipe.get("dataset")) else []
@@ -109,12 +116,9 @@ def gcutmix_evaluate(
 ):
     "Rank query and gallery with a trained network; print the metrics and write them."
     path, device = Path(model), choose_device(device)
-    one_of("metric", metric, ("euclidean", "cosine"))
-    at_least("batch_size", batch_size, 1)
-    if ap_max_rank is not None: at_least("ap_max_rank", ap_max_rank, 1)
+    options = _options(l2, metric, ap_max_rank, rerank, batch_size)
     net, recipe = load_model(path)
     data = _test_data(recipe, dataset, root, path.name)
-    options = dict(l2=l2, metric=metric, ap_max_rank=ap_max_rank, rerank=rerank)
     file = Path(out or _eval_file(path, recipe, dataset, dict(options, flip=flip)))
     splits = dict(query=data.query, gallery=data.gallery)
     known = dict(model_sha256=file_digest(path), options=dict(options, flip=flip),

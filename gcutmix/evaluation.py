@@ -161,7 +161,7 @@ def evaluate(
 ):
     """`Metrics` of ranking the gallery for each query. A gallery image with the query's pid and
     camid is left out; a query without a match is ignored and counted. Equal distances: the lower
-    index first. `l2` and "cosine" copy the features. ValueError for what cannot be ranked."""
+    index first. "cosine", `l2` and a mean far from 0 copy features. ValueError for wrong input."""
     if ap_max_rank is not None and ap_max_rank < 1:
         raise ValueError(f"ap_max_rank {ap_max_rank}: expected 1 or more, or None")
     query = query_features, query_pids, query_camids

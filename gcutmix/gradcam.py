@@ -8,11 +8,9 @@ __all__ = ['class_activation_map', 'grad_cam', 'pooled_grad_cam', 'head_gradient
 # %% ../nbs/02_gradcam.ipynb #8a6e72c8
 import torch
 
-from .base.inputs import check_batch
+from .base.inputs import check_batch, full
 
 # %% ../nbs/02_gradcam.ipynb #8147a153
-def _raised(x): return x.to(torch.promote_types(x.dtype, torch.float32))
-
 def class_activation_map(
     features, # (N,C,H,W) map
     weights,  # (N,C) weight of each channel
@@ -20,7 +18,7 @@ def class_activation_map(
     """The right half of Eq. 1, `ReLU(sum_k w_k T_k)`. ValueError without images.
     With a linear classifier's rows as `weights` it is CAM (Zhou et al., 2016)."""
     check_batch(features)
-    features = _raised(features.detach())
+    features = full(features.detach())
     weights = weights.detach().to(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         return torch.einsum("nc,nchw->nhw", weights, features).relu()
@@ -35,7 +33,7 @@ def _gradient(score, at):
         raise ValueError("no graph leads from the map to the score: compute both outside "
                          "torch.no_grad() and torch.inference_mode(), from a map that "
                          "requires a gradient")
-    return _raised(torch.autograd.grad(score.sum(), at, retain_graph=True)[0])
+    return full(torch.autograd.grad(score.sum(), at, retain_graph=True)[0])
 
 def grad_cam(
     features, # (N,C,H,W) map that `score` was computed from

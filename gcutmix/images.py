@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from .base.cache import decoded_splits
+from .base.inputs import check_batch
 from .base.processes import rand
 
 # %% ../nbs/01_images.ipynb #e1892190
@@ -35,6 +36,7 @@ def load_splits(
     size = tuple(map(int, size))
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size {size}: expected height and width in pixels, such as (384, 128)")
+    if not all(map(len, splits)): raise ValueError("a split without images: expected one or more")
     return decoded_splits(splits, size, cache, progress)
 
 # %% ../nbs/01_images.ipynb #de4eff88
@@ -49,7 +51,8 @@ def to_device(
     device,        # where the network is
     share=.25,     # the largest share of the free memory they may take; training needs the rest
 ) -> torch.Tensor: # on the device if they fit, else `images` itself
-    "Move the images to the GPU if they fit."
+    "Move the images to the GPU if they fit. ValueError without images."
+    check_batch(images)
     device = torch.device(device)
     fits = images.nbytes <= share*_free_memory(device)
     return images.to(device) if fits else images
@@ -73,6 +76,7 @@ def random_flip(
     p=.5,          # probability, for each image
 ) -> torch.Tensor: # (N,3,H,W)
     "Mirror each image with probability `p`."
+    check_batch(images)
     flip = rand(len(images), generator=generator) < p
     flip = flip.to(images.device)[:, None, None, None]
     return torch.where(flip, images.flip(-1), images)
@@ -85,6 +89,7 @@ def normalize(
     images,        # uint8 (N,3,H,W)
 ) -> torch.Tensor: # float32 (N,3,H,W)
     "Bytes to floats; each channel minus ImageNet's mean, over its standard deviation."
+    check_batch(images)
     # a copy, because `sub_` and `div_` work in place
     kind = torch.promote_types(images.dtype, torch.get_default_dtype())
     copy = images.to(kind, copy=True)
@@ -99,6 +104,7 @@ def _span(start, length, n):
 
 def _fill(images, y, x, height, width, fill):
     "A rectangle of (height, width) in each image, placed by shares y and x from 0 to 1; all (N,)."
+    check_batch(images)
     H, W = images.shape[-2:]
     top, left = (y*(H - height + 1)).long(), (x*(W - width + 1)).long()
     rows, columns = _span(top, height, H), _span(left, width, W)
@@ -157,6 +163,7 @@ def random_crop(
     share=9/8,     # how much larger the image is than the window
 ) -> torch.Tensor: # (N,3,H,W)
     "Enlarge the images, bilinearly, and take a random window of the old size from each."
+    check_batch(images)
     N, _, H, W = images.shape
     larger = interpolate(images, (round(H*share), round(W*share)), mode="bilinear")
     y, x = rand(2, N, 1, generator=generator, images=1)

@@ -61,6 +61,7 @@ def branch_losses(
     label_smoothing=0., # share of the target spread over all classes
 ):                      # (cross entropy, triplet), two scalars
     "The two losses of one branch, on its own embedding and logits. ValueError for wrong labels."
+    check_batch(embedding)
     found, classes = as_ids(labels, len(logits), "labels", least=-1), logits.shape[1]
     if not 0 <= found.min() <= found.max() < classes:
         raise ValueError(f"labels from {found.min()} to {found.max()}: expected them from 0 to "

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import gcutmix.images as images
+import gcutmix.base.cache as cache
 from gcutmix.base.processes import in_turn
 from gcutmix.config import make_preset
 from gcutmix.evaluation import extract_features
@@ -72,11 +72,11 @@ def embedded(folder):
 
 def work(folder, variants):
     "What any number of processes finds."
-    decoded, write = [], images.write_cache
+    decoded, write = [], cache.write_cache
     def counted(file, *more):
         decoded.append(file.name)
         write(file, *more)
-    images.write_cache = counted
+    cache.write_cache = counted
     try:
         found = dict(decoded=decoded, steps={name: first_step(folder, name) for name in variants},
                      float32=ten_steps(folder), features=embedded(folder))
@@ -84,7 +84,7 @@ def work(folder, variants):
         for settings in (dict(mining="local"), dict(sync_bn=False)):
             found["steps"][str(settings)] = first_step(folder, "PC2", **settings)
         return found
-    finally: images.write_cache = write
+    finally: cache.write_cache = write
 
 
 def endless(folder):

@@ -20,6 +20,7 @@ from conftest import ROOT
 from gcutmix.base.console import command, given, parser_of
 from gcutmix.base.files import read_json
 from gcutmix.base.weights import write_network
+from gcutmix.data import load_dataset
 from gcutmix.model import create_backbone, create_model, load_model, save_model
 from gcutmix.study.report import draw_attention, draw_group
 from gcutmix.study.tables import markdown, read_attention, read_results, table
@@ -458,7 +459,7 @@ def test_a_wrong_setting_is_told_before_the_data_are_looked_for(commands, line, 
     said = capsys.readouterr().err
     assert end.value.code == 2 and 0 < len(said.splitlines()) <= 2, said
     assert said.startswith(name) and "no data set '" not in said, said
-    assert not list(tmp_path.iterdir()) # and nothing was written
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()] # and nothing was written
 
 
 # Surroundings: no home folder, a notebook's backend, other letters, folders that take no files
@@ -479,6 +480,7 @@ def test_no_letter_stops_a_command(monkeypatch, code):
     assert out.buffer.getvalue().strip()
 
 
+@pytest.mark.slow
 def test_tables_in_an_odd_place(folder, tmp_path):
     "Without a home, with the backend of a notebook, and with a terminal that knows no dagger."
     status, said, error = run("gcutmix_tables", "--results", folder.parent, "--out", "tables",
@@ -537,3 +539,13 @@ def test_data_and_home_that_take_no_files(odd_place, home):
     status, error = said(*train, *resnet)
     assert status == 2 and ("TORCH_HOME" in error or "could not be downloaded" in error), error
     assert not (odd_place/"work"/"~").exists()
+
+
+def test_almost_a_known_name_is_told(people, tmp_path):
+    shutil.copytree(people, tmp_path/"pedestrianz")
+    with pytest.warns(UserWarning, match="your own.*'pedestrians'") as said:
+        load_dataset("pedestrianz", tmp_path)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_dataset("people", people)

@@ -6,14 +6,14 @@
 __all__ = ['Share', 'share', 'sharing', 'share_of', 'part', 'rand', 'use_group', 'gather', 'average', 'everybody', 'mine',
            'rows_of', 'any_of_us', 'in_turn', 'check_same', 'same_buffers']
 
-# %% ../../nbs/90_processes.ipynb #7e8db839
+# %% ../../nbs/90_processes.ipynb #215ceff1
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-# %% ../../nbs/90_processes.ipynb #4d644527
+# %% ../../nbs/90_processes.ipynb #5d8cbb3f
 class Share(NamedTuple):
     "Which part of a batch this process holds."
     rank: int = 0       # its place among the processes
@@ -38,7 +38,7 @@ def share_of(run):
     rank, local = run.accelerator.process_index, run.config.mining == "local"
     return sharing(rank, run.parts, local)
 
-# %% ../../nbs/90_processes.ipynb #94d1ac18
+# %% ../../nbs/90_processes.ipynb #a23c6bd5
 def part(x, dim=0):
     "This process's part of something that all know."
     return x.chunk(share().parts, dim)[share().rank]
@@ -53,7 +53,7 @@ def rand(
     shape[images] *= share().parts
     return part(torch.rand(shape, **how), images)
 
-# %% ../../nbs/90_processes.ipynb #b30370c1
+# %% ../../nbs/90_processes.ipynb #c79e4b72
 _groups = {}
 
 def use_group(group):
@@ -78,7 +78,7 @@ def average(x):
     dist.all_reduce(total, group=_group(x))
     return total/share().parts
 
-# %% ../../nbs/90_processes.ipynb #db537664
+# %% ../../nbs/90_processes.ipynb #f280e6dd
 class _Everybody(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -99,7 +99,7 @@ def mine(x):
     "This process's part of the rows that `everybody` gave."
     return x if share().local else part(x)
 
-# %% ../../nbs/90_processes.ipynb #af5de393
+# %% ../../nbs/90_processes.ipynb #fe4ba543
 def _swap(x, sent, received):
     "Send so many rows to each process, and receive so many from each."
     out = x.new_empty(sum(received), *x.shape[1:])
@@ -131,7 +131,7 @@ def rows_of(
     back = owner[rank].argsort(stable=True).argsort()
     return rows[back.to(x.device)]
 
-# %% ../../nbs/90_processes.ipynb #fa249fd7
+# %% ../../nbs/90_processes.ipynb #12909810
 def any_of_us(flag):
     "Whether any process says yes: all hear the same."
     if share().parts == 1: return flag

@@ -9,6 +9,8 @@ __all__ = ['mutual_neighbours', 'neighbourhood', 'reranked']
 import numpy as np
 import torch
 
+from .inputs import check_batch
+
 # %% ../../nbs/50_reranking.ipynb #d4ebd8fa
 def _nearest(x, k, distance_to):
     "(N,k) the nearest of each image, itself first, and (N,) its largest distance."
@@ -28,6 +30,7 @@ def mutual_neighbours(
 ):
     "For each image the set of its k nearest that have it among their own k nearest, and itself."
     nearest = nearest[:, :k + 1]
+    check_batch(torch.from_numpy(nearest))
     return [set(mine[(nearest[mine] == i).any(1)].tolist()) for i, mine in enumerate(nearest)]
 
 def neighbourhood(core, half):
@@ -73,6 +76,7 @@ def reranked(
 ):
     """A function from query indices to re-ranked distances (n,G), after Zhong et al., CVPR 2017.
     It compares all (Q+G)^2 pairs once, a chunk at a time, and keeps only sparse vectors."""
+    for side in (query, gallery): check_batch(side)
     x, Q = torch.cat([query, gallery]), len(query)
     nearest, farthest = _nearest(x, max(k1 + 1, k2), distance_to)
     full, half = (mutual_neighbours(nearest, k) for k in (k1, round(k1/2)))

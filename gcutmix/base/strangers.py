@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WRAPPED', 'SHARES', 'LISTS', 'HUGE', 'NUMBER', 'RESULT', 'MISTAKES', 'readable', 'read_tensors', 'check_numbers',
-           'check_entries', 'check_run', 'from_elsewhere', 'read_checked', 'read_entries', 'read_usable', 'note_own',
+           'check_entries', 'check_run', 'from_elsewhere', 'read_checked', 'read_entries', 'read_usable',
            'plain_speech', 'Ended']
 
 # %% ../../nbs/75_strangers.ipynb #ccb744f3
-import difflib, sys, warnings, zipfile
+import sys, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -127,6 +127,7 @@ def check_run(content, settings):
     for part, kinds in parts: check_entries(part, kinds, "result of a run")
     check_numbers(content)
 
+# %% ../../nbs/75_strangers.ipynb #a7dc276b
 def from_elsewhere(content):
     "Whether a different command of this package wrote a file, such as gcutmix_attention."
     if not isinstance(content, dict): return False
@@ -165,14 +166,6 @@ def read_usable(
     more = f"; and {len(odd) - 3} more" if len(odd) > 3 else ""
     if odd: warnings.warn(f"left out of {folder}: {'; '.join(odd[:3])}{more}", stacklevel=2)
     return found
-
-# %% ../../nbs/75_strangers.ipynb #df1e6930
-def note_own(name, known):
-    "UserWarning if the name of a data set is none of the known ones but looks like one."
-    near = difflib.get_close_matches(name, known, 1)
-    if name in known or not near: return
-    warnings.warn(f"{name!r} is read as a data set of your own, without the checks of a known one; "
-                  f"if you meant {near[0]!r}, give that name", stacklevel=2)
 
 # %% ../../nbs/75_strangers.ipynb #50af7f1f
 @contextmanager

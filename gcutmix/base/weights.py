@@ -134,8 +134,8 @@ def seal(recipe, state):
 def write_network(path, state, **recipe):
     "A state dict and its recipe as .safetensors, atomically."
     state = {k: v.contiguous() for k, v in state.items()} # the format knows no channels_last
-    text = json.dumps(recipe)
-    content = save(state, dict(config=text, seal=seal(text, state)))
+    sealed = recipe | dict(seal=seal(json.dumps(recipe), state))
+    content = save(state, dict(config=json.dumps(sealed)))
     # `save_file` would hide the file from all other users, whatever the umask says
     write_atomically(path, lambda part: part.write_bytes(content))
 
@@ -154,6 +154,7 @@ def read_recipe(
     name, meta = Path(path).name, read_metadata(path)
     if "config" not in meta: raise ValueError(f"{name} holds weights but no recipe; {WROTE}")
     with readable(path, WROTE): recipe = {**json.loads(meta["config"])}
+    recipe.pop("seal", None)
     missing = sorted(set(needs) - set(recipe))
     if missing: raise ValueError(f"the recipe of {name} lacks {', '.join(missing)}; {WROTE}")
     return recipe
@@ -171,8 +172,8 @@ def check_recipe(path, build, recipe, state):
 
 def check_seal(path, state):
     "ValueError if a file was changed after it was written; older files have no seal."
-    meta = read_metadata(path)
-    if meta.get("seal") in (None, seal(meta["config"], state)): return
+    recipe = json.loads(read_metadata(path)["config"])
+    if recipe.pop("seal", None) in (None, seal(json.dumps(recipe), state)): return
     raise ValueError(f"{Path(path).name} is damaged, its numbers or its recipe were changed: copy "
                      f"it again, or train it again")
 
@@ -188,12 +189,12 @@ def read_network(
     """The network of a file. FileNotFoundError or ValueError if the file is something else.
     UserWarning if its recipe names what plays no part in this version."""
     recipe, state = read_recipe(path, needs), read_tensors(path, WROTE)
+    check_seal(path, state)
     if foreign := sorted(set(recipe) - {*needs, *usual, *ABOUT}):
         warnings.warn(f"{Path(path).name} names {', '.join(foreign)}, which plays no part in this "
                       f"version: if a newer gcutmix wrote it, update", stacklevel=3)
     recipe = {**usual, **recipe}
     check_recipe(path, build, recipe, state)
-    check_seal(path, state)
     network = build(recipe)
     network.load_state_dict(state, strict=False) # `check_fit` was stricter
     return network, recipe

@@ -8,6 +8,7 @@ __all__ = ['FAULTS', 'Fault', 'find_faults', 'try_fault', 'different', 'try_ofte
 # %% ../../nbs/84_faults.ipynb #2e6aa651
 import os, random, re, tempfile, time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -23,7 +24,7 @@ from .races import fact
 class Fault:
     "Something that goes wrong."
     name: str
-    do: callable          # (folder, random numbers, number of the try) -> `Outcome`
+    do: Callable          # (folder, random numbers, number of the try) -> `Outcome`
     tries: int
     silent: bool = False  # nothing need be said if nothing is lost
 
@@ -67,7 +68,8 @@ def try_fault(fault, n=0):
         try:
             with mock.patch.dict(os.environ, cache):
                 lost, said = fault.do(Path(folder), random.Random(f"{fault.name} {n}"), n)
-        except Exception as error: lost, said = f"{type(error).__name__}: {error}", ""
+        except Exception as error: # noqa: BLE001 whatever it is, it is counted
+            lost, said = f"{type(error).__name__}: {error}", ""
     if not (lost or said or fault.silent): lost = "nothing was said"
     temporary = re.escape(tempfile.gettempdir()) + r"/[\w.-]+"
     return Outcome(*(re.sub(temporary, "FOLDER", text) for text in (lost, said)))

@@ -116,9 +116,9 @@ def equal_pictures(folder, rng, n=0):
     six[3] = torch.cat([six[3].float()]*2)
     for i in (4, 5): six[i] = np.tile(six[i], 2)
     places, half = len(six[3]), len(six[3])//2
-    together = ranked_list(*six, range(len(six[0])), places)[0]
+    together = ranked_list(*six, queries=range(len(six[0])), k=places)[0]
     for i, row in enumerate(together):
-        if (ranked_list(*six, [i], places)[0][0] != row).any():
+        if (ranked_list(*six, queries=[i], k=places)[0][0] != row).any():
             return Outcome("another list for one query at a time", "")
         if any(b != a + half for a, b in row.reshape(-1, 2)): return Outcome("copies apart", "")
     return Outcome("", "")
