@@ -16,7 +16,7 @@ import torch
 from .checkpoints import (FORMATS, read_checkpoint, write_checkpoint, wrong_kind,
                                       wrong_moments, wrong_tensors)
 from .devices import use_bf16
-from .files import provenance, write_json
+from .files import provenance, sealed, write_json
 from .fingerprints import check_pictures
 
 # %% ../../nbs/46_resume.ipynb #a589f17a
@@ -144,10 +144,10 @@ def finish_run(
     if not run.accelerator.is_main_process: return
     origin = provenance(run.data, run.device, run.weights) | dict(data=run.fingerprints)
     save_network(run.paths.model)
-    write_json(run.paths.result, dict(
+    write_json(run.paths.result, sealed(dict(
         command=command, code=run.code, iterations=run.total, seconds=round(run.seconds, 1),
         **run.how, recipe=recipe(run.config), **origin, metrics=run.metrics.numbers(),
-        **(dict(first_phase=run.first) if run.first else {}), history=run.history))
+        **(dict(first_phase=run.first) if run.first else {}), history=run.history)))
     for path in (run.paths.checkpoint, run.paths.previous): path.unlink(missing_ok=True)
 
 def leave_run(run):

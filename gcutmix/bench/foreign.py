@@ -61,7 +61,8 @@ def foreign_network(folder, rng, n=0):
     "A .safetensors with right weights and a wrong recipe: refused by its name at once."
     path, claim = finished(folder)[1].model, CLAIMS[n%len(CLAIMS)]
     with safe_open(path, "pt") as file: recipe = json.loads(file.metadata()["config"])
-    config = json.dumps(recipe | claim if isinstance(claim, dict) else claim)
+    unsealed = {**recipe, "seal": None} # a stranger's file has no seal
+    config = json.dumps(unsealed | claim if isinstance(claim, dict) else claim)
     meta = {"config": claim if isinstance(claim, str) else config}
     save_file(load_file(path), path, meta)
     tried = attempt(load_model, path)
@@ -79,7 +80,7 @@ def foreign_results(good):
 def foreign_result(folder, rng, n=0):
     "A file beside a good result: named, and left out or refused."
     paths = finished(folder)[1]
-    good = json.loads(paths.result.read_text(encoding="utf-8"))
+    good = json.loads(paths.result.read_text(encoding="utf-8")) | {"seal": None}
     texts = foreign_results(good)
     text = texts[n%len(texts)]
     stranger = paths.result.with_name("._G.json" if "Mac" in text else "stranger.json")

@@ -114,6 +114,7 @@ METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 def _in_child(heard, cache, target, args):
     sys.stdout = sys.stderr = open(heard, "w", buffering=1, encoding="utf-8") # noqa: SIM115 stays
     os.environ["GCUTMIX_CACHE"] = cache
+    sys.modules.pop("ipykernel", None) # a copy of a kernel shows nothing in the notebook
     tqdm.set_lock(RLock()) # its usual one would outlive the killed
     torch.set_num_threads(1)
     try: target(*args)
@@ -146,8 +147,7 @@ def back(config):
 
 def struck(folder, target, *args, seconds=60):
     "Let a child train until something kills it, then go on."
-    job = child(folder, target, config := small_run(folder), *args)
-    job.join(seconds)
+    (job := child(folder, target, config := small_run(folder), *args)).join(seconds)
     job.kill()
     job.join()
     if job.exitcode: return back(config)

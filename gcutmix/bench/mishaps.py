@@ -37,14 +37,15 @@ def dies_politely(config, n, number):
     def knock(trainer):
         if trainer.done == n: os.kill(os.getpid(), number)
     sys.argv = ["gcutmix_train", *command_words(config)]
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, usual) # whoever started us may have had it ignored
     with stepping(knock): installed("gcutmix_train")()
 
 def ask_to_stop(folder, rng, n=0):
     "SIGINT, SIGTERM or SIGHUP at a random iteration; none is done twice."
     config, at, steps = small_run(folder), rng.randrange(1, 12), []
     number = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[n%3]
-    job = child(folder, dies_politely, config, at, number)
-    job.join(60)
+    (job := child(folder, dies_politely, config, at, number)).join(60)
     if not job.exitcode: return Outcome("the signal was not heard", last_line(job))
     with stepping(lambda trainer: steps.append(trainer.done)): outcome = back(config)
     again = at - steps[0] if steps else 0
@@ -83,7 +84,6 @@ def same_size(path, rng):
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 def one_less(path, rng): path.unlink()
-
 def one_more(path, rng): shutil.copy(path, path.with_name(f"0999_c1_01{path.suffix}"))
 
 def plain_folder(config):
