@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BILINEAR', 'flip', 'cut', 'damage', 'damaged_checkpoint', 'damaged_network', 'damaged_result', 'damaged_cache',
-           'shown', 'noise', 'turned_picture', 'deep_picture', 'hidden_colours', 'half', 'empty', 'text', 'zeros',
-           'huge', 'postscript', 'pipe', 'trained_with', 'bad_pictures', 'with_a_bait', 'hostile_picture', 'odd_names']
+           'shown', 'shelf', 'noise', 'turned_picture', 'deep_picture', 'hidden_colours', 'half', 'empty', 'text',
+           'zeros', 'huge', 'postscript', 'pipe', 'trained_with', 'bad_pictures', 'with_a_bait', 'hostile_picture',
+           'odd_names']
 
 # %% ../../nbs/82_strange.ipynb #46093112
 import os
@@ -86,14 +87,19 @@ def shown(path):
     one = Split([path], np.ones(1, int), np.ones(1, int))
     return load_images(one, TINY["size"], progress=False)[0].int()
 
+def shelf(folder):
+    "A folder for pictures, as in a data set."
+    (place := Path(folder)/"people"/"query").mkdir(parents=True, exist_ok=True)
+    return place
+
 def noise(rng, *shape):
     "Random bytes of a shape."
     return np.frombuffer(rng.randbytes(int(np.prod(shape))), np.uint8).reshape(shape).copy()
 
 def turned_picture(folder, rng, n=0):
     "The note of a camera, EXIF orientation, is followed."
-    path, image, note = Path(folder)/"a.png", Image.fromarray(noise(rng, 24, 16, 3)), Image.Exif()
-    note[0x0112] = 2 + n%7
+    path, image = shelf(folder)/"a.png", Image.fromarray(noise(rng, 24, 16, 3))
+    (note := Image.Exif())[0x0112] = 2 + n%7
     image.save(path, exif=note)
     with Image.open(path) as f: upright = ImageOps.exif_transpose(f).resize((16, 24), BILINEAR)
     wrong = (shown(path) - torch.tensor(np.array(upright)).permute(2, 0, 1)).abs().max()
@@ -101,14 +107,14 @@ def turned_picture(folder, rng, n=0):
 
 def deep_picture(folder, rng, n=0):
     "16-bit grey is scaled, not cut off at 255."
-    path, levels = Path(folder)/"a.png", np.linspace(0, 65535, 24*16).reshape(24, 16)
+    path, levels = shelf(folder)/"a.png", np.linspace(0, 65535, 24*16).reshape(24, 16)
     Image.fromarray(levels.astype(np.uint16)).save(path)
     wrong = (shown(path) - torch.tensor(levels/257)).abs().max()
     return Outcome("" if wrong < 3 else "nearly all is white", "")
 
 def hidden_colours(folder, rng, n=0):
     "What is wholly transparent shows nothing of its colour."
-    pixels, paths = noise(rng, 2, 24, 16, 4), [Path(folder)/name for name in ("a.png", "b.png")]
+    pixels, paths = noise(rng, 2, 24, 16, 4), [shelf(folder)/name for name in ("a.png", "b.png")]
     pixels[..., 3] = 0
     for path, picture in zip(paths, pixels): Image.fromarray(picture).save(path)
     same = torch.equal(*map(shown, paths))
