@@ -43,11 +43,11 @@ def use_bf16(precision, device):
 # %% ../../nbs/55_devices.ipynb #9c156875
 def count_processes():
     "How many processes a launcher has started; 1 without one."
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 def is_first():
     "Whether this process is the one that speaks."
-    return int(os.environ.get("RANK", 0)) == 0
+    return int(os.environ.get("RANK", "0")) == 0
 
 def alone(command):
     "`command`, or a ValueError if it is one that many processes cannot share."

@@ -71,7 +71,7 @@ def synchronize(network):
     "Every layer of batch norm sees the whole batch, by a change of class: names and numbers stay."
     for layer in network.modules():
         if isinstance(layer, _BatchNorm) and not isinstance(layer, Synced):
-            layer.__class__ = _synced(type(layer))
+            layer.__class__ = _synced(type(layer)) # type: ignore[arg-type] # a class can be hashed
 
 def batch_variance(norm, x):
     "Variance of each column of (N,D), as the layer `norm` sees it while training."

@@ -144,7 +144,7 @@ def in_turn(work, items):
     found = []
     for start in range(0, len(items), parts):
         own = [work(item) for item in items[start + rank:start + rank + 1]]
-        round_ = [None]*parts
+        round_: list = [None]*parts
         dist.all_gather_object(round_, own, group=_groups.get("cpu"))
         found += [result for part in round_ for result in part]
     return found
