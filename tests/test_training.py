@@ -271,7 +271,7 @@ def test_a_finished_run_is_read_and_not_repeated(config):
 @pytest.mark.parametrize("settings, complaint", [
     (dict(dim=0), "dim 0: expected 1"), (dict(seed=-1), "seed -1"), (dict(k=-1), "k -1"),
     (dict(instances=1), "instances 1: expected 2"), (dict(warmup=-1), "warmup -1"),
-    (dict(block=(3,)), "two whole numbers"), (dict(size="96x32"), "two whole numbers"),
+    (dict(block=(3,)), "two whole numbers"), (dict(size="96x32"), "expected whole numbers"),
     (dict(size=(0, 32)), "two whole numbers"), (dict(lr=-1.), "lr -1.0: expected 0"),
     (dict(random_erasing=2.), "a share from 0 to 1")])
 def test_settings_are_looked_at_first(settings, complaint):
