@@ -257,6 +257,12 @@ def test_a_product_of_low_precision_is_not_asked_for():
         assert distance_to(six[3])(six[0]).dtype == torch.float32
 
 
+def test_a_list_of_junk_is_empty():
+    q, qp, qc, g, gp, gc = people()
+    index, right = ranked_list(q, qp*0, qc*0, g, gp*0, gc*0, [3, 5], k=4)
+    assert (index == -1).all() and not right.any()
+
+
 @pytest.mark.parametrize("queries, k", [([0], 0), ([0], -3), ([], 5), ([40], 5), ([-1], 5),
                                         ([.5], 5)])
 def test_lists_that_cannot_be(queries, k):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['unit', 'whole', 'far_mean', 'Space', 'distance_to', 'Judge', 'Pairs', 'counts', 'nearer', 'first_places']
 
-# %% ../../nbs/76_distances.ipynb #0fe70f4d
+# %% ../../nbs/76_distances.ipynb #53e2563a
 import numpy as np
 import torch
 
 from .inputs import check_batch, squares
 
-# %% ../../nbs/76_distances.ipynb #f22c06b0
+# %% ../../nbs/76_distances.ipynb #c6ad14d0
 def unit(x):
     "(N,D) float64, the rows of an array scaled to length one; zeros stay zeros."
     x = x.astype(np.float64)
@@ -30,7 +30,7 @@ def _units(x, centre):
         out[part] = unit(rows[part]) - centre
     return torch.from_numpy(out).to(x.device)
 
-# %% ../../nbs/76_distances.ipynb #828c624d
+# %% ../../nbs/76_distances.ipynb #a8362286
 def whole(x):
     "Whole numbers throughout? The first row says no for nearly all features."
     return all(bool((part == part.round()).all()) for part in (x[:1], x))
@@ -40,7 +40,7 @@ def far_mean(x, lengths):
     mean = x.mean(0)
     return mean if mean.dot(mean) > .5*lengths.mean() else None
 
-# %% ../../nbs/76_distances.ipynb #e58b40b1
+# %% ../../nbs/76_distances.ipynb #0f59468c
 class Space:
     "Where distances to a gallery are taken: which origin, which scale."
     def __init__(self, gallery, metric="euclidean", l2=False): # as `distance_to`
@@ -72,7 +72,7 @@ class Space:
         lengths, alpha = self.share*self.lengths, -2*self.share
         return torch.addmm(lengths, query, self.gallery.T, alpha=alpha, out=out)
 
-# %% ../../nbs/76_distances.ipynb #72477aa1
+# %% ../../nbs/76_distances.ipynb #798534bc
 def _at_least(n, x): # rows
     return x if len(x) >= n else torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
 
@@ -94,7 +94,7 @@ def distance_to(
         return products.add_((space.share*lengths)[:, None])
     return distances
 
-# %% ../../nbs/76_distances.ipynb #7b0f9399
+# %% ../../nbs/76_distances.ipynb #b135ab96
 class Judge:
     "Of one query: how large a doubt is, and exact distances."
     def __init__(self, pairs, i): self.pairs, self.i = pairs, i
@@ -108,7 +108,7 @@ class Judge:
 
     def exact(self, images):
         "(n,) float64 to twelve digits, in proportion to the distances of these gallery images."
-        starts = range(0, len(images), 1024)
+        starts = range(0, len(images), 1024) if len(images) else [0]
         distance = np.concatenate([self._exact(images[i:i + 1024]) for i in starts])
         mantissa, exponent = np.frexp(distance)
         return np.ldexp(mantissa.round(12), exponent)
@@ -121,7 +121,7 @@ class Judge:
         distance = np.einsum("nd,nd->n", difference, difference)
         return distance + _zeros(theirs) if space.cosine else distance
 
-# %% ../../nbs/76_distances.ipynb #06edfc0c
+# %% ../../nbs/76_distances.ipynb #a6828915
 class Pairs:
     "All pairs of a ranking: distances by a product, and a judge where they are in doubt."
     def __init__(self, query, gallery, metric="euclidean", l2=False): # as `distance_to`
@@ -142,7 +142,7 @@ class Pairs:
         "Of query `i`; None if its distances are exact."
         return None if self.whole else Judge(self, i)
 
-# %% ../../nbs/76_distances.ipynb #074c5456
+# %% ../../nbs/76_distances.ipynb #653f03e9
 def counts(
     row,       # (G,) distances
     low, high, # (R,) each
@@ -155,7 +155,7 @@ def counts(
     near.sort()
     return near.searchsorted(low), near.searchsorted(high, "right")
 
-# %% ../../nbs/76_distances.ipynb #075fa257
+# %% ../../nbs/76_distances.ipynb #63b4dd4d
 def _decided(row, images, values, low, high, judge):
     "How many of the strangers between `low` and `high` come before each image."
     doubtful = np.zeros(len(row), bool)
@@ -185,7 +185,7 @@ def nearer(
         before[close] += _decided(row, *some, judge)
     return before
 
-# %% ../../nbs/76_distances.ipynb #6969a774
+# %% ../../nbs/76_distances.ipynb #96439844
 def first_places(
     row,        # (G,) distances of one query; infinite: not in the list
     k,          # how many

@@ -41,7 +41,7 @@ def neighbourhood(core, half):
 def _weights(x, farthest, i, members):
     "The weights of image i over its neighbourhood, before the averaging."
     members = np.array(sorted(members))
-    distance = (x[members] - x[i]).square().sum(1).numpy(force=True)
+    distance = np.square(x[members] - x[i]).sum(1)
     w = np.exp(-distance/farthest[i])
     return members, w/w.sum()
 
@@ -80,7 +80,9 @@ def reranked(
     x, Q = torch.cat([query, gallery]), len(query)
     nearest, farthest = _nearest(x, max(k1 + 1, k2), distance_to)
     full, half = (mutual_neighbours(nearest, k) for k in (k1, round(k1/2)))
-    single = [_weights(x, farthest, i, neighbourhood(core, half)) for i, core in enumerate(full)]
+    array = x.numpy(force=True) # in torch these many small sums would each wait for all threads
+    single = [_weights(array, farthest, i, neighbourhood(core, half))
+              for i, core in enumerate(full)]
     vectors = [_average([single[j] for j in near]) for near in nearest[:, :k2]]
     overlap, to = _overlap_with(vectors[Q:], len(x)), distance_to(gallery)
     def rows(i):
