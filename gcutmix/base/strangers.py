@@ -28,7 +28,7 @@ def readable(path, wanted):
     if not path.is_file(): raise FileNotFoundError(f"no weight file {path}; {wanted}")
     try: yield
     # a pickle's own message would advise to run its code
-    except Exception as error: # noqa: BLE001 # parsers raise anything
+    except Exception as error: # parsers raise anything
         # EINVAL: the content sent torch to a place before the file's first byte
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise OSError(f"{path} could not be read ({error})") from error
