@@ -8,7 +8,7 @@ __all__ = ['WRAPPED', 'SHARES', 'LISTS', 'HUGE', 'NUMBER', 'RESULT', 'MISTAKES',
            'plain_speech', 'Ended']
 
 # %% ../../nbs/75_strangers.ipynb #ccb744f3
-import sys, warnings, zipfile
+import errno, sys, warnings, zipfile
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -27,9 +27,11 @@ def readable(path, wanted):
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no weight file {path}; {wanted}")
     try: yield
-    except OSError as error: raise OSError(f"{path} could not be read ({error})") from error
     # a pickle's own message would advise to run its code
-    except Exception as error: # noqa: BLE001 # parsers raise anything
+    except Exception as error: # parsers raise anything
+        # EINVAL: the content sent torch to a place before the file's first byte
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise OSError(f"{path} could not be read ({error})") from error
         raise ValueError(f"{path.name} cannot be read ({type(error).__name__}): it is damaged, "
                          f"incomplete or something else; {wanted}") from None
 
