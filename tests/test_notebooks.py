@@ -17,7 +17,9 @@ PARTS = {"main line": range(11), "use it": range(11, 20), "study": range(20, 30)
          "rivals": range(30, 40), "workshop": [*range(40, 60), *range(70, 80), *range(90, 100)],
          "speed": range(60, 70), "faults": range(80, 90)}
 # about words, so there is nothing to draw
-WITHOUT_FIGURE = ("45_console.ipynb", "54_commands.ipynb", "55_devices.ipynb", "81_mishaps.ipynb")
+WITHOUT_FIGURE = [f"{name}.ipynb" for name in (
+    "45_console", "54_commands", "55_devices", "71_locks", "74_fingerprints", "77_folders",
+    "81_mishaps")]
 
 
 def run(*command, cwd=ROOT, **env):

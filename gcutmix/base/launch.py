@@ -35,6 +35,8 @@ class _Watch(Thread):
         self.over.set()
         self.join(timeout=5) # a thread in the middle of a message would abort the process
         with suppress(RuntimeError): self.sign("over")
+        use_group(None)
+        dist.destroy_process_group() # its threads must end before the interpreter does
 
     def run(self):
         with suppress(RuntimeError): self.watch() # the launcher ends everything, this as well

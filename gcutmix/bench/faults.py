@@ -36,7 +36,7 @@ FAULTS = [
     Fault("kill-write", harm.kill_in_a_write, 60, True), Fault("disk", harm.fill_the_disk, 40),
     Fault("signal", mishaps.ask_to_stop, 12), Fault("twice", mishaps.start_twice, 16),
     Fault("litter", mishaps.leave_litter, 12, True),
-    Fault("checkpoint", strange.damaged_checkpoint, 60, True),
+    Fault("checkpoint", strange.damaged_checkpoint, 150, True),
     Fault("network", strange.damaged_network, 150, True),
     Fault("result", strange.damaged_result, 150, True),
     Fault("cache", strange.damaged_cache, 150, True),

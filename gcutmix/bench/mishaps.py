@@ -192,7 +192,7 @@ def kill_the_drawer(folder, rng, n=0):
         time.sleep(.05)
     time.sleep(rng.uniform(0, 3))
     job.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[n%3])
-    alive = psutil.wait_procs(workers, timeout=10)[1]
+    alive = psutil.wait_procs(workers, timeout=30)[1]
     for process in (*alive, job): process.kill()
     job.wait()
     lost = f"{len(alive)} workers went on" if alive else "half a data set" if root.exists() else ""
