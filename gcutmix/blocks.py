@@ -8,12 +8,15 @@ __all__ = ['block_scores', 'block_mask']
 # %% ../nbs/03_block_ranking.ipynb #f4b854c4
 import torch
 
+from .base.inputs import check_batch
+
 # %% ../nbs/03_block_ranking.ipynb #80a52c8e
 def block_scores(
     cam,          # (N,H,W) heat maps
     block=(3, 2), # height and width of a block, in cells
 ):                # (N,H/bh,W/bw)
     "e of Eq. 2: the sum of the map over each block. ValueError if blocks do not divide the map."
+    check_batch(cam)
     (n, h, w), (bh, bw) = cam.shape, block
     if min(bh, bw) < 1 or h % bh or w % bw:
         raise ValueError(f"a {h}x{w} map cannot be cut into blocks of {bh}x{bw}: "

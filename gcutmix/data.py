@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'parse_name', 'Split', 'read_split', 'check_matches', 'ReIDDataset', 'check_counts', 'check_strangers',
-           'check_dataset', 'first_pictures', 'validation_part', 'find_folder', 'load_dataset']
+           'check_dataset', 'first_pictures', 'validation_part', 'find_folder', 'load_dataset', 'data_at_hand']
 
 # %% ../nbs/00_data.ipynb #d6cf8254
-import os, re
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +16,20 @@ import numpy as np
 
 from .base.archives import make_cuhk03
 from .base.files import FOLDERS
-from .pedestrians import write_pedestrians
+from .base.folders import PLACES, list_pictures, look, say, whole_name
+from .pedestrians import place_to_draw, write_pedestrians
 
 # %% ../nbs/00_data.ipynb #27cd173f
-_pattern = re.compile(r"(-?\d+)_c(\d+)")
+_pattern = re.compile(r"(-?[0-9]+)_c([0-9]+)")
 
 def parse_name(path) -> tuple:
     "Identity and camera, as integers, from an image file's name. ValueError if it does not say."
-    if (found := _pattern.match(Path(path).name)) is None:
-        raise ValueError(f"cannot read {path}: expected a name like 0002_c1_01.jpg (identity 2, "
-                         f"camera 1). Rename the file or move it out of the folder.")
-    return int(found[1]), int(found[2])
+    found = _pattern.match(Path(path).name)
+    pid, camid = map(int, found.groups()) if found else (-2, 0)
+    if pid >= -1 and max(pid, camid) < 2**63: return pid, camid
+    raise ValueError(f"cannot read {path}: expected a name like 0002_c1_01.jpg (identity 2, "
+                     f"camera 1; -1 is junk, and the largest number is 2**63 - 1). Rename the file "
+                     f"or move it out of the folder.")
 
 # %% ../nbs/00_data.ipynb #225cde55
 @dataclass
@@ -34,6 +38,7 @@ class Split:
     paths: list        # N image files
     pids: np.ndarray   # (N,) int64, identities as in the file names
     camids: np.ndarray # (N,) int64, cameras as in the file names
+    part: str = ""     # of its folder; empty: all pictures
 
     def __len__(self): return len(self.paths)
     @property
@@ -44,25 +49,23 @@ class Split:
     def num_pids(self):
         "C, the number of identities."
         return len(np.unique(self.pids))
-    def where(self, keep):
+    def where(self, keep, part="part"):
         "The pictures for which `keep`, (N,) bool, is True."
         paths = [path for path, kept in zip(self.paths, keep) if kept]
-        return Split(paths, self.pids[keep], self.camids[keep])
+        return Split(paths, self.pids[keep], self.camids[keep], part)
 
 # %% ../nbs/00_data.ipynb #9bba5d23
-_suffixes = {".jpg", ".jpeg", ".png", ".bmp"}
-
 def read_split(folder) -> Split:
     """All images of a folder by name, without junk (identity -1). FileNotFoundError without a
-    folder, ValueError without an image or if a name does not say who is in the picture."""
+    folder, ValueError without an image, if a name does not say who is in the picture, or if most
+    files are no images; see `list_pictures`."""
     folder = Path(folder)
     if not folder.is_dir():
         wanted = ", ".join(FOLDERS.values())
         raise FileNotFoundError(f"no folder {folder}: a data set has the folders {wanted}.")
-    files = (path for path in folder.iterdir() if path.suffix.lower() in _suffixes)
-    files = sorted(path for path in files if path.name[0] != ".")
+    files = [folder/name for name in list_pictures(folder)]
     ids = np.array([parse_name(path) for path in files], dtype=np.int64).reshape(-1, 2)
-    split = Split(files, *ids.T).where(ids[:, 0] != -1)
+    split = Split(files, *ids.T).where(ids[:, 0] != -1, part="")
     if len(split): return split
     raise ValueError(f"no image of a person in {folder}: expected files like 0002_c1_01.jpg, "
                      f"not in subfolders.")
@@ -99,6 +102,7 @@ class ReIDDataset:
     train: Split
     query: Split
     gallery: Split
+    splits = property(lambda self: (self.train, self.query, self.gallery))
 
 # %% ../nbs/00_data.ipynb #e6629b9b
 def check_counts(data, expected):
@@ -150,34 +154,21 @@ def validation_part(data, every=5) -> ReIDDataset:
         raise ValueError(f"no image for the {empty[0]} of {data.name}-validation: it takes "
                          f"several training people with two or more pictures in a camera, and "
                          f"every > 1 (here {every}).")
-    parts = {name: train.where(kept) for name, kept in keep.items()}
+    parts = {name: train.where(kept, f"validation-{name}") for name, kept in keep.items()}
     return ReIDDataset(f"{data.name}-validation", data.root, **parts)
-
-# %% ../nbs/00_data.ipynb #b550b5f8
-_above = ["", "cuhk03-np/", "CUHK03-NP/", "cuhk03/", "CUHK03/"]
-_places = {
-    "market1501": ["", "Market-1501-v15.09.15", "Market-1501", "market1501"],
-    "dukemtmc-reid": ["", "DukeMTMC-reID", "dukemtmc-reid"],
-    "cuhk03-labeled": [above + "labeled" for above in _above] + [""],
-    "cuhk03-detected": [above + "detected" for above in _above] + [""],
-    "cuhk03-p1-detected": ["detected", "cuhk03-p1/detected", ""],
-    "pedestrians": ["", "pedestrians"],
-}
 
 # %% ../nbs/00_data.ipynb #4c76c6a4
 def find_folder(name, root=None, progress=True):
     "The folder of a data set; see `load_dataset`. FileNotFoundError if there is none."
-    base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
-    tried = [base/place for place in _places.get(name, ["", name])]
-    found = [folder for folder in tried if (folder/FOLDERS["train"]).is_dir()]
+    base, tried, found = look(name, root, FOLDERS["train"])
     if found: return found[0]
     if name == "pedestrians":
-        return write_pedestrians(base if root and not base.exists() else base/name)
+        return write_pedestrians(place_to_draw(base, named=bool(root)))
     if name in ("cuhk03-labeled", "cuhk03-detected"):
         if folder := make_cuhk03(base, name[7:], progress): return folder
     raise FileNotFoundError(f"no data set '{name}': looked for {FOLDERS['train']} in "
                             f"{', '.join(map(str, tried))}. Put the data there or pass root=. "
-                            f"Known names: {', '.join(_places)}.")
+                            f"Known names: {', '.join(PLACES)}.")
 
 # %% ../nbs/00_data.ipynb #345db22a
 def load_dataset(
@@ -187,10 +178,9 @@ def load_dataset(
     progress=True, # show a bar if pictures must be extracted first
 ) -> ReIDDataset:
     """Read the three splits of a data set. Pedestrians that are not there are drawn.
-    NAME-validation: the training identities of NAME alone, see `validation_part`.
-    FileNotFoundError if it is not found, ValueError if it fails the check."""
-    if name.endswith("-validation"):
-        whole = name.removesuffix("-validation")
+    NAME-validation, if no folder has that name: the training identities of NAME alone, see
+    `validation_part`. FileNotFoundError if it is not found, ValueError if it fails the check."""
+    if whole := whole_name(name, root, FOLDERS["train"]):
         data = validation_part(load_dataset(whole, root, check, progress))
         if check and whole not in TABLE1: check_matches(data.query, data.gallery)
         return data
@@ -198,3 +188,11 @@ def load_dataset(
     data = ReIDDataset(name, folder, *(read_split(folder/part) for part in FOLDERS.values()))
     if check: check_dataset(data)
     return data
+
+# %% ../nbs/00_data.ipynb #4220db34
+def data_at_hand(name, root=None):
+    "The data set as it is, if nothing has to be drawn or extracted for it; else None."
+    holds = FOLDERS["train"]
+    if look(whole_name(name, root, holds) or name, root, holds)[2]:
+        with suppress(FileNotFoundError): return load_dataset(name, root, check=False)
+    if root: say(f"no {name} in {root}: what was made from it is taken as it is.")

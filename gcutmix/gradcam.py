@@ -8,14 +8,18 @@ __all__ = ['class_activation_map', 'grad_cam', 'pooled_grad_cam', 'head_gradient
 # %% ../nbs/02_gradcam.ipynb #8a6e72c8
 import torch
 
+from .base.inputs import check_batch, full
+
 # %% ../nbs/02_gradcam.ipynb #8147a153
 def class_activation_map(
     features, # (N,C,H,W) map
     weights,  # (N,C) weight of each channel
-):            # (N,H,W) float32, not negative, detached
-    """The right half of Eq. 1, `ReLU(sum_k w_k T_k)`.
+):            # (N,H,W) float32, or float64 if the map is that; not negative, detached
+    """The right half of Eq. 1, `ReLU(sum_k w_k T_k)`. ValueError without images.
     With a linear classifier's rows as `weights` it is CAM (Zhou et al., 2016)."""
-    features, weights = features.detach().float(), weights.detach().float()
+    check_batch(features)
+    features = full(features.detach())
+    weights = weights.detach().to(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
         return torch.einsum("nc,nchw->nhw", weights, features).relu()
 
@@ -29,12 +33,12 @@ def _gradient(score, at):
         raise ValueError("no graph leads from the map to the score: compute both outside "
                          "torch.no_grad() and torch.inference_mode(), from a map that "
                          "requires a gradient")
-    return torch.autograd.grad(score.sum(), at, retain_graph=True)[0].float()
+    return full(torch.autograd.grad(score.sum(), at, retain_graph=True)[0])
 
 def grad_cam(
     features, # (N,C,H,W) map that `score` was computed from
     score,    # (N,) one scalar per image, usually the logit of its class
-):            # (N,H,W) float32, detached
+):            # (N,H,W), as `class_activation_map`
     """Eq. 1 by autograd. The graph is kept for the training step, and no `.grad` is written.
     ValueError for a score of a different shape or without a graph."""
     return class_activation_map(features, _gradient(score, features).mean((2, 3)))
@@ -44,10 +48,10 @@ def pooled_grad_cam(
     features, # (N,C,H,W) map
     pooled,   # (N,C) its global average or maximum: all that `score` sees of the map
     score,    # (N,) one scalar per image
-):            # (N,H,W) float32, detached
+):            # (N,H,W), as `class_activation_map`
     """Eq. 1 by the identity mean(dy/dT) = dy/dp / (HW): a backward pass through the head alone.
     ValueError for a score of a different shape or without a graph."""
-    return class_activation_map(features, _gradient(score, pooled) / features[0, 0].numel())
+    return class_activation_map(features, _gradient(score, pooled) / features.shape[2:].numel())
 
 # %% ../nbs/02_gradcam.ipynb #93fa6ac4
 def head_gradient(
@@ -58,4 +62,5 @@ def head_gradient(
 ):              # (N,C) dy/dp
     """dy/dp of a linear - batch norm - ReLU - linear head, batch statistics held fixed:
     Eq. 1 for each image by itself."""
+    check_batch(embedding)
     return (class_rows * (embedding > 0) * scale) @ reduction

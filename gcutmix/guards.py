@@ -13,6 +13,7 @@ from functools import wraps
 import torch
 from torch.nn.utils import get_total_norm
 
+from .base.processes import average, everybody
 from .cutmix import attention
 
 # %% ../nbs/79_guards.ipynb #8a049b97
@@ -70,28 +71,29 @@ def look(
     labels, # (N,) on the CPU
 ):          # dict of tensors (n,), of the last n branches
     "The guards of one forward pass."
-    found = dict(spread=[spread(step.embedding) for step in steps])
+    found = dict(spread=[spread(everybody(step.embedding)) for step in steps])
     if steps[0].head is not None:
-        cams = [attention(step, labels) for step in steps]
+        cams = [everybody(attention(step, labels)) for step in steps]
         found["empty_cam"] = list(map(empty_share, cams))
         found["overlap"] = list(map(map_overlap, cams, cams[1:]))
     mixed = [step for step in steps if step.partners is not None]
-    found["mask_entropy"] = [mask_entropy(step.mask) for step in mixed]
-    found["same_identity"] = [same_identity(step.partners, labels) for step in mixed]
-    return {name: torch.stack(values) for name, values in found.items() if values}
+    found["mask_entropy"] = [mask_entropy(everybody(step.mask)) for step in mixed]
+    found["same_identity"] = [same_identity(everybody(step.partners), everybody(labels))
+                              for step in mixed]
+    return {name: average(torch.stack(values)) for name, values in found.items() if values}
 
 # %% ../nbs/79_guards.ipynb #beacd61f
 def guarded(train_step):
     "Adds a row to a `Trainer`'s `guards` for each of its steps."
     @wraps(train_step)
     def watched(run, batch):
-        row, network = {}, run.network
-        def listen(network, given, steps):
-            if network.training: row.update(look(steps, given[1]))
-        ear = network.register_forward_hook(listen)
+        row, model = {}, run.model
+        def listen(model, given, steps):
+            if model.training: row.update(look(steps, given[1]))
+        ear = model.register_forward_hook(listen)
         try: train_step(run, batch)
         finally: ear.remove()
-        run.guards.append(row | dict(gradient=gradient_norm(network)))
+        run.guards.append(row | dict(gradient=gradient_norm(model)))
     return watched
 
 # %% ../nbs/79_guards.ipynb #89f48fc8
@@ -117,7 +119,7 @@ def dead_branches(
     "Which branches see nothing, or the same in everybody."
     spreads = guards.get("spread", [])
     empty = guards.get("empty_cam", [0.]*len(spreads))
-    def dead(share, spread): return share > .95 or spread is not None and spread < .01
+    def dead(share, spread): return share > .95 or (spread is not None and spread < .01)
     return [i for i, pair in enumerate(zip(empty, spreads)) if dead(*pair)]
 
 def guards_of(
@@ -131,8 +133,8 @@ def guards_of(
     if dead and run.accelerator.is_main_process and not any(map(dead_branches, before)):
         names = [branch.name for branch in run.network.branches]
         who = " and ".join(names[i] if names else f"branch {i + 1}" for i in dead)
-        warnings.warn(f"dead since epoch {run.epoch + 1}: {who}. Nearly all Grad-CAMs are empty, "
-                      f"or all embeddings the same, and that seldom heals: start anew under "
-                      f"another `name` with a lower lr (than {run.config.lr}) or a longer warmup",
-                      stacklevel=2)
+        text = (f"dead since epoch {run.epoch + 1}: {who}. Nearly all Grad-CAMs are empty, or all "
+                f"embeddings the same, and that seldom heals: start anew under another `name` "
+                f"with a lower lr (than {run.config.lr}) or a longer warmup")
+        warnings.warn_explicit(text, UserWarning, "gcutmix", 0) # without a line of source below
     return dict(guards=guards)

@@ -11,6 +11,8 @@ __all__ = ['ce_and_triplet', 'cross_entropy', 'half_cross_entropy', 'triplet', '
 import torch
 import torch.nn.functional as F
 
+from .base.inputs import full
+from .base.processes import everybody
 from .images import augment, normalize, random_crop, random_erasing, random_flip
 from .losses import batch_hard_triplet, branch_losses
 
@@ -23,7 +25,7 @@ def cross_entropy(step, labels, config):
     "Cross entropy alone."
     target = labels.to(step.logits.device, non_blocking=True)
     smoothing = config.label_smoothing
-    return (F.cross_entropy(step.logits.float(), target, label_smoothing=smoothing),)
+    return (F.cross_entropy(full(step.logits), target, label_smoothing=smoothing),)
 
 def half_cross_entropy(step, labels, config):
     "Half of the cross entropy: the sum over two branches is their mean."
@@ -36,13 +38,14 @@ def triplet(step, labels, config):
 def mixed_ce_and_triplet(step, labels, config):
     """Of images with a part of somebody else: `step.share` (N,) is each image's own, the rest
     is of image `step.others` (N,). The triplet loss knows the person of the larger part."""
-    logits, theirs, own = step.logits.float(), labels[step.others], step.share[:, None]
+    logits, own = full(step.logits), step.share[:, None]
+    theirs = everybody(labels)[step.others]
     classes = logits.shape[1]
     soft = own*F.one_hot(labels, classes) + (1 - own)*F.one_hot(theirs, classes)
-    soft = soft.to(logits.device, non_blocking=True)
+    soft = soft.to(logits, non_blocking=True)
     larger = torch.where(step.share < .5, theirs, labels)
     # in a tiny batch this may be one person everywhere, and then there is no triplet
-    if (larger == larger[0]).all(): larger = labels
+    if len(everybody(larger).unique()) == 1: larger = labels
     ce = F.cross_entropy(logits, soft, label_smoothing=config.label_smoothing)
     return ce, batch_hard_triplet(step.embedding, larger)
 

@@ -9,11 +9,15 @@ __all__ = ['pairwise_distance', 'batch_hard_triplet', 'branch_losses']
 import torch
 import torch.nn.functional as F
 
+from .base.inputs import as_ids, check_batch, full
+from .base.processes import everybody
+
 # %% ../nbs/05_losses.ipynb #c21c4bba
 def pairwise_distance(
     embeddings, # (N,D)
 ):              # (N,N)
     "Euclidean distances, 0 on the diagonal, with gradient 0 (not nan) between equal embeddings."
+    check_batch(embeddings)
     square = (embeddings[:, None] - embeddings).square().sum(2)
     equal = square == 0 # and not `square > 0`: nan and inf pass through, to be seen
     return square.masked_fill(equal, 1.).sqrt().masked_fill(equal, 0.)
@@ -37,18 +41,17 @@ def batch_hard_triplet(
     pids,       # (N,) identities; kept on the CPU they save the GPU a wait
 ):              # scalar
     """Batch-hard soft-margin triplet loss (Hermans et al., 2017), mean over the images that have
-    a positive and a negative. ValueError if none has, or if pids have a different shape."""
-    pids = torch.as_tensor(pids)
-    if pids.shape != embeddings.shape[:1]:
-        raise ValueError(f"pids of shape {tuple(pids.shape)}: expected one for each embedding, "
-                         f"({len(embeddings)},)")
+    a positive and a negative. ValueError if none has, or for pids that are none."""
+    pids = torch.from_numpy(as_ids(pids, len(embeddings), "pids", least=-1))
+    embeddings, pids = everybody(embeddings), everybody(pids)
     positive, same, anchors = _pairs(pids)
-    distance = pairwise_distance(embeddings.float())
+    distance = pairwise_distance(full(embeddings))
     positive, same = positive.to(distance.device), same.to(distance.device)
     hardest_positive = distance.masked_fill(~positive, -torch.inf).amax(1)
     hardest_negative = distance.masked_fill(same, torch.inf).amin(1)
     # An image without a positive or a negative has softplus(-inf) = 0: it adds nothing.
-    return F.softplus(hardest_positive - hardest_negative).sum()/anchors
+    loss = F.softplus(hardest_positive - hardest_negative).sum()/anchors
+    return loss + distance.trace() # which is 0, or nan if any embedding is not finite
 
 # %% ../nbs/05_losses.ipynb #e0d1eea4
 def branch_losses(
@@ -57,7 +60,12 @@ def branch_losses(
     labels,             # (N,) from 0 to classes - 1
     label_smoothing=0., # share of the target spread over all classes
 ):                      # (cross entropy, triplet), two scalars
-    "The two losses of one branch, on its own embedding and logits."
+    "The two losses of one branch, on its own embedding and logits. ValueError for wrong labels."
+    check_batch(embedding)
+    found, classes = as_ids(labels, len(logits), "labels", least=-1), logits.shape[1]
+    if not 0 <= found.min() <= found.max() < classes:
+        raise ValueError(f"labels from {found.min()} to {found.max()}: expected them from 0 to "
+                         f"{classes - 1}, as `Split.labels` numbers the people")
     target = labels.to(logits.device, non_blocking=True)
-    ce = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    ce = F.cross_entropy(full(logits), target, label_smoothing=label_smoothing)
     return ce, batch_hard_triplet(embedding, labels)

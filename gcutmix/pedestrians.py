@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['DRAWING', 'listing', 'start_worker', 'draw_parallel', 'holds', 'draw_all', 'check_numbers', 'write_pedestrians',
-           'scene_of', 'gcutmix_pedestrians', 'CUES', 'FOLDERS', 'GREYED', 'compose', 'cue_masks', 'draw',
-           'random_person', 'scene']
+           'place_to_draw', 'scene_of', 'gcutmix_pedestrians', 'CUES', 'FOLDERS', 'GREYED', 'compose', 'cue_masks',
+           'draw', 'random_person', 'scene']
 
 # %% ../nbs/40_pedestrians.ipynb #17159427
 import json, os, subprocess, sys
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from .base.console import command
 from .base.files import FOLDERS, complete, read_json, write_json
+from .base.inputs import at_least, check_pair
+from .base.locks import stoppable
 from .drawn.bodies import CUES, GREYED
 from .drawn.wardrobe import random_person
 from .drawn.scenes import compose, cue_masks, draw, draw_files, scene
@@ -36,29 +38,37 @@ def listing(
             yield f"{folder}/{pid:04d}_c{camid}_{index:02d}.png", pid, camid, index
 
 # %% ../nbs/40_pedestrians.ipynb #5e1563d8
-_worker = ("import json, sys; from gcutmix.drawn.scenes import draw_files; "
-           "draw_files(**json.load(sys.stdin))")
+_worker = """
+import json, os, sys, threading
+from gcutmix.drawn.scenes import draw_files
+share = json.loads(sys.stdin.readline())
+def follow(): # the end of the input is the end of who started this
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=follow, daemon=True).start()
+draw_files(**share)
+"""
 
-def start_worker(share):
-    "A Python process that calls `draw_files` with a dict of arguments."
+def start_worker():
+    "A Python process that reads the arguments of `draw_files`, and draws as long as this lives."
     path = os.pathsep.join(folder for folder in sys.path if folder)
-    with TemporaryFile("w+", encoding="utf-8") as file:
-        json.dump(share, file)
-        file.seek(0)
-        return subprocess.Popen([sys.executable, "-c", _worker], stdin=file,
-                                env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", _worker], stdin=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": path}, start_new_session=True)
 
 # %% ../nbs/40_pedestrians.ipynb #6118e28d
 def draw_parallel(shares):
     "One process for each share. RuntimeError if some fail."
     jobs = []
     try:
-        for share in shares: jobs.append(start_worker(share))
+        for _ in shares: jobs.append(start_worker())
+        for job, share in zip(jobs, shares):
+            with suppress(OSError): print(json.dumps(share), file=job.stdin, flush=True)
         failed = sum(job.wait() != 0 for job in jobs)
     finally:
         for job in jobs:
             job.kill()
             job.wait()
+            with suppress(OSError): job.stdin.close()
     if failed:
         raise RuntimeError(f"{failed} of {len(jobs)} drawing processes failed, see above; "
                            f"workers=1 draws without them")
@@ -91,8 +101,10 @@ def draw_all(root, params, workers=None):
     write_json(root/"pedestrians.json", params)
 
 # %% ../nbs/40_pedestrians.ipynb #d8ca65eb
-def check_numbers(train_ids, test_ids, images):
+def check_numbers(train_ids, test_ids, images, size, seed):
     "ValueError if there can be no such data set."
+    check_pair("size", size)
+    at_least("seed", seed, 0)
     if min(train_ids, test_ids) < 0:
         raise ValueError(f"{train_ids} people to train on, {test_ids} to test on: "
                          f"expected 0 or more of each")
@@ -118,12 +130,26 @@ def write_pedestrians(
     params = dict(drawing=DRAWING, train_ids=train_ids, test_ids=test_ids, images=images,
                   size=list(size), seed=seed)
     if holds(root, params): return root
-    check_numbers(train_ids, test_ids, images)
+    check_numbers(train_ids, test_ids, images, size, seed)
     try:
         with complete(root) as part: draw_all(part, params, workers)
     except OSError: # perhaps a different process was faster by a moment
         if not holds(root, params): raise
     holds(root, params) # its pictures are accepted only if they are the same
+    return root
+
+# %% ../nbs/40_pedestrians.ipynb #063953df
+def place_to_draw(
+    base:Path,        # where the data set was looked for
+    named:bool=False, # whether somebody named this very folder
+) -> Path:            # a new folder, or one called pedestrians
+    "Where to draw a data set that was not found; says so. NotADirectoryError if `base` is a file."
+    if base.exists() and not base.is_dir():
+        raise NotADirectoryError(f"{base} is a file: root= is the folder of the data set")
+    new = named and not base.exists()
+    root = base if new else base/"pedestrians"
+    print(f"no pedestrians in {base}{', which is new' if new else ''}: drawing 300 people "
+          f"in {root}", flush=True)
     return root
 
 # %% ../nbs/40_pedestrians.ipynb #421e96c4
@@ -147,5 +173,5 @@ def gcutmix_pedestrians(
     seed:int=0,    # for a different seed, different people
 ):
     "Draw the embedded data set of pedestrians."
-    root = write_pedestrians(root, ids, ids, images, (height, width), seed)
+    with stoppable(): root = write_pedestrians(root, ids, ids, images, (height, width), seed)
     print(f"{root}: {2*ids:,} pedestrians, {2*ids*images:,} pictures of {height}x{width}")

@@ -15,6 +15,8 @@ from itertools import accumulate
 
 import torch
 
+from .base.norms import synchronize
+
 # %% ../nbs/59_phases.ipynb #990e71ec
 @dataclass(frozen=True)
 class Phase:
@@ -111,9 +113,11 @@ def begin_phase(run, number, anew=True):
     if anew and phase.before:
         run.kept = getattr(network, phase.before)(run.images, run.labels, run.config)
     mark_trained(network, phase)
+    if run.parts > 1 and run.config.sync_bn: synchronize(network)
     run.phase, optimizer = number, make_optimizer(network, run.training)
     run.accelerator.free_memory() # what the phase before had prepared
     run.model, run.optimizer = run.accelerator.prepare(network, optimizer)
+    run.model.device_ids = None # as is, DDP would take the labels to the GPU, too
     run.model.train()
 
 def rate(run, done):

@@ -8,6 +8,8 @@ __all__ = ['PKSampler']
 # %% ../nbs/06_samplers.ipynb #2a3f1162
 import numpy as np
 
+from .base.inputs import as_ids
+
 # %% ../nbs/06_samplers.ipynb #febe7da0
 def _images(group, k, rng):
     "`k` of the images of one person, every image before the first repeat."
@@ -24,15 +26,15 @@ def _groups(pids):
 # %% ../nbs/06_samplers.ipynb #753de42e
 class PKSampler:
     """Lists of `p*k` indices: `p` identities with `k` images each, every identity at most once
-    per epoch. A pure function of (seed, epoch). ValueError for a `p` or `k` below 2, or if there
-    are fewer than `p` identities."""
+    per epoch. A pure function of (seed, epoch). ValueError for a `p` or `k` below 2, if there
+    are fewer than `p` identities, or if they are no whole numbers."""
     def __init__(self,
         pids,   # (N,) identity of each image
         p=16,   # identities in a batch
         k=4,    # images of each; an identity with fewer repeats some
         seed=0, # of all draws
     ):
-        self.groups = _groups(np.asarray(pids))
+        self.groups = _groups(as_ids(pids, len(pids), "pids", least=-1))
         self.p, self.k, self.seed, self.epoch = p, k, seed, 0
         if not 2 <= p <= len(self.groups):
             raise ValueError(f"p = {p} identities per batch, and the data have {len(self.groups)}: "

@@ -15,14 +15,19 @@ from fastcore.basics import patch
 
 from .base.console import Progress
 from .base.devices import make_accelerator
-from .base.files import check_writable, code_version
-from .base.resume import checked, finish_run, how, load_run, recipe, save_run
-from .config import Options, Run, TrainConfig, command_of, make_preset, read_run, run_paths
+from .base.files import check_writable, code_version, fingerprints
+from .base.locks import held, locked, stoppable
+from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
+                                    share_of)
+from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
+                                 save_run)
+from .config import (Options, Run, TrainConfig, check_budget, command_of, make_preset,
+                            read_finished, read_run, run_paths)
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
 from .guards import guarded, guards_of
-from .images import keyed_generator, load_images, to_device
-from .model import check_map, create_model, save_model
+from .images import keyed_generator, load_images, load_splits, to_device
+from .model import check_backbone, check_map, create_model, save_model
 from .phases import aim, begin_phase, learning_rate, phase_ends, rate
 from .samplers import PKSampler
 from .variants import find_variant, training_of, weights_of
@@ -71,16 +76,18 @@ def seeded_model(
 # %% ../nbs/09_training.ipynb #8f3f6d17
 class Trainer:
     "Data, network, optimiser, and where the run stands."
-    save, load, how = save_run, load_run, property(how)
-    begin_phase, aim, rate = begin_phase, aim, rate
+    save, load, leave, how = save_run, load_run, leave_run, property(how)
+    begin_phase, aim, rate, sharing = begin_phase, aim, rate, share_of
     def __init__(self, config, quiet=False):
         self.config, self.quiet, self.paths = config, quiet, run_paths(config)
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
+        self.processes = self.parts # all that the run has had
         self.epoch, self.rows, self.guards, self.history, self.seconds = 0, [], [], [], 0.
         self.training, self.kept, self.first = training_of(config), None, None
         self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
         self.code, self.last_saved = code_version(), time.monotonic()
+        check_backbone(config.backbone, self.weights)
         if config.p % self.parts:
             raise ValueError(f"p = {config.p} identities per batch do not divide among "
                              f"{self.parts} processes; change p or the number of processes")
@@ -94,7 +101,8 @@ class Trainer:
         self.ends = phase_ends(self.training.phases, self.total)
         model = seeded_model(c, train.num_pids)
         check_map(model, c.size)
-        images = load_images(train, c.size, progress=not self.quiet)
+        images, *_ = load_splits(data.splits, c.size, progress=not self.quiet)
+        self.fingerprints = fingerprints(data)
         self.images, self.labels = to_device(images, self.device), torch.as_tensor(train.labels)
         self.model = model.to(self.device)
         self.begin_phase(0)
@@ -107,18 +115,19 @@ class Trainer:
 @patch
 @guarded
 def train_step(self: Trainer, batch):
-    "One update. Its randomness depends on (seed, epoch, step, process) alone."
-    rank, bf16 = self.accelerator.process_index, self.how["precision"] == "bf16"
-    batch = torch.as_tensor(batch).chunk(self.accelerator.num_processes)[rank]
-    images = self.images[batch.to(self.images.device)].to(self.device)
-    key = keyed_generator(self.config.seed, self.epoch, len(self.rows), rank)
-    if self.kept is not None: images = self.network.with_kept(images, self.kept[batch], key)
-    with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-        loss, row = forward_loss(self.model, images, self.labels[batch], key, self.config)
-    self.optimizer.zero_grad()
-    self.accelerator.backward(loss)
+    "One update. Its randomness depends on (seed, epoch, step) alone; many processes share it."
+    whole, bf16 = torch.as_tensor(batch), self.how["precision"] == "bf16"
+    key = keyed_generator(self.config.seed, self.epoch, len(self.rows))
+    with self.sharing():
+        batch = part(whole)
+        images = self.images[batch.to(self.images.device)].to(self.device)
+        if self.kept is not None: images = self.network.with_kept(images, self.kept[whole], key)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            loss, row = forward_loss(self.model, images, self.labels[batch], key, self.config)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.rows.append(average(row))
     self.optimizer.step()
-    self.rows.append(row)
 
 # %% ../nbs/09_training.ipynb #82d379bf
 @patch
@@ -129,10 +138,11 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
     where = f"epoch {self.epoch + 1}/{self.config.epochs}"
     if self.history: where += f", loss {self.history[-1]['loss']:.2f} in the epoch before"
     for batch in list(self.sampler)[len(self.rows):][:budget]:
-        if (since := time.monotonic()) > deadline: break
-        self.aim()
-        self.train_step(batch)
-        self.seconds += time.monotonic() - since
+        if any_of_us((since := time.monotonic()) > deadline): break
+        with held(): # a signal waits for the end of the step
+            self.aim()
+            self.train_step(batch)
+            self.seconds += time.monotonic() - since
         progress(self.done, where)
         if time.monotonic() - self.last_saved > 60: self.save()
 
@@ -140,10 +150,12 @@ def train_epoch(self: Trainer, budget, progress, deadline=math.inf):
 @patch
 def test(self: Trainer):
     "Metrics of the network as it stands, on query and gallery."
+    def embed(images): return extract_features(self.network, images, device=self.device)
+    same_buffers(self.network)
     sides = []
     for split in (self.data.query, self.data.gallery):
         images = load_images(split, self.config.size, progress=not self.quiet)
-        features = extract_features(self.network, images, device=self.device)
+        features = torch.cat(in_turn(embed, images.split(64)))
         sides += [features, split.pids, split.camids]
     return evaluate(*sides)
 
@@ -151,28 +163,29 @@ def test(self: Trainer):
 def end_epoch(self: Trainer):
     "Turn the epoch's steps into an entry of the history; test if asked for, and after the last."
     rate, seconds = self.rate(self.done - 1), round(self.seconds, 1)
-    entry = dict(epoch=self.epoch + 1, lr=rate, **checked(self), **guards_of(self), seconds=seconds)
-    self.epoch, self.rows, self.guards = self.epoch + 1, [], []
-    every = self.config.eval_every
-    if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
+    epoch, every = self.epoch + 1, self.config.eval_every
+    entry = dict(epoch=epoch, lr=rate, **checked(self), **guards_of(self), seconds=seconds)
+    if epoch == self.config.epochs or (every and epoch % every == 0):
         self.metrics = self.test()
         entry.update(rank1=self.metrics.rank1, mAP=self.metrics.mAP)
-    self.history.append(entry)
+    with held():
+        self.epoch, self.rows, self.guards = epoch, [], []
+        self.history = [*self.history, entry]
 
 # %% ../nbs/09_training.ipynb #dbbc7ab0
 @patch
 def run(self: Trainer, stop, deadline):
-    "Train up to iteration `stop` or until `deadline`; whether all epochs are over."
+    "Train up to iteration `stop`, or until `deadline`, or to the end."
     quiet = self.quiet or not self.accelerator.is_main_process
     title = f"{self.config.variant} on {self.config.dataset}"
     progress = Progress(self.total, title, self.done, quiet)
+    check_same(self.done, self.paths.checkpoint)
     try:
         while self.epoch < self.config.epochs:
             self.train_epoch(stop - self.done, progress, deadline)
             if len(self.rows) < len(self.sampler): break # the budget is spent
             self.end_epoch()
     finally: progress.close()
-    return self.epoch == self.config.epochs
 
 @patch
 def finish(self: Trainer):
@@ -187,21 +200,19 @@ def fit(
     quiet=False,          # no progress
     max_seconds=math.inf, # stop after so long
 ):                        # `Run`
-    """Train, test after the last epoch, write the result.
-    The same call goes on with a stopped run. A finished one is read from its result,
-    without a look at the data: another `root` needs another `name` or `out`.
-    ValueError if files of that name are of another run, FloatingPointError if training explodes."""
-    if max_steps is not None and max_steps < 0:
-        raise ValueError(f"max_steps {max_steps}: expected 0 or more")
+    """Train, test after the last epoch, write the result. The same call goes on with a stopped run.
+    A finished one is read from its result, and its data are compared if they are at hand.
+    ValueError if files of that name are of another run, Busy (an OSError) if a different process
+    trains it, FloatingPointError if training explodes."""
+    check_budget(max_steps, max_seconds)
     paths = run_paths(config)
-    if paths.result.exists(): return read_run(paths.result, config)
-    trainer = Trainer(config, quiet)
-    if paths.checkpoint.exists(): trainer.load()
-    stop, deadline = trainer.total, time.monotonic() + max_seconds
-    if max_steps is not None: stop = min(stop, trainer.done + max_steps)
-    if not trainer.run(stop, deadline):
-        trainer.save()
-        return Run(config, trainer.history, paths)
-    trainer.finish()
-    trainer.accelerator.wait_for_everyone()
+    with locked(paths), stoppable():
+        if paths.result.exists(): return read_finished(config)
+        trainer = Trainer(config, quiet)
+        if paths.checkpoint.exists(): trainer.load()
+        stop, deadline = trainer.total, time.monotonic() + max_seconds
+        if max_steps is not None: stop = min(stop, trainer.done + max_steps)
+        with stoppable(trainer.leave), trainer.sharing(): trainer.run(stop, deadline)
+        trainer.accelerator.wait_for_everyone()
+    if trainer.epoch < config.epochs: return Run(config, trainer.history, paths)
     return read_run(paths.result, config)

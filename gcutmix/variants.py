@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['G', 'BDB1', 'BDB2', 'AC1', 'AC2', 'RC1', 'RC2', 'PAPERS', 'PLAIN', 'STRIPES', 'SVD', 'AOS', 'CAMA', 'HACNN', 'PAN',
-           'MIXING', 'VARIANTS', 'Branch', 'Variant', 'find_variant', 'weights_of', 'training_of']
+           'MIXING', 'VARIANTS', 'Branch', 'Variant', 'find_variant', 'weights_of', 'idle_settings', 'training_of']
 
 # %% ../nbs/52_variants.ipynb #9d2ea46f
 from collections.abc import Callable
@@ -167,6 +167,14 @@ def find_variant(name):
 def weights_of(config):
     "The weights that a run starts with: none if the method has layers of its own."
     return None if find_variant(config.variant).alone else config.weights
+
+def idle_settings(config):
+    "Names of the settings of a run that its method does not read."
+    method = find_variant(config.variant)
+    idle = {key for record in VARIANTS.values() for key in record.plays} - set(method.plays)
+    if method.alone: idle |= {"backbone", "weights"}
+    if config.own: idle |= {"lr", "weight_decay", "warmup", "warmup_shape", "decay_at"}
+    return idle
 
 def training_of(config):
     """`Training` of a run: the table's, with the method's phases, or the method's own.

@@ -148,6 +148,18 @@ def test_maps_are_grad_cams_of_the_label_or_of_the_favourite(data, cam_grad):
             torch.testing.assert_close(cam, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_looking_leaves_the_mode_of_every_module(data):
+    images = pictures(data.train)[:4]
+    model = create_model("PC2", 16, "tiny", dim=16, k=6).train()
+    model.backbone[0].eval() # a frozen part
+    before = {name: module.training for name, module in model.named_modules()}
+    for look in (branch_maps, plot_attention):
+        look(model, images)
+        assert {name: module.training for name, module in model.named_modules()} == before
+    with pytest.raises(IndexError): branch_maps(model, images, [0]) # labels are missing
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
 def test_names():
     expected = dict(G=["G"], BDB=["G", "BDB1"], BDB3=["G", "BDB1", "BDB2"], PC1=["G", "AC1"],
                     PC2=["G", "AC1", "AC2"])
@@ -264,7 +276,7 @@ def test_what_is_no_network_is_refused(people, tmp_path):
     with refused(FileNotFoundError, "no network .*gcutmix_train writes"):
         measure(tmp_path/"none.safetensors", root=people)
     (tmp_path/"text.safetensors").write_text("no network")
-    with refused(ValueError, "text.safetensors is no whole"):
+    with refused(ValueError, "text.safetensors cannot be read"):
         measure(tmp_path/"text.safetensors", root=people)
     save_file({"w": torch.zeros(1)}, tmp_path/"foreign.safetensors")
     with refused(ValueError, "no recipe"): measure(tmp_path/"foreign.safetensors", root=people)

@@ -160,6 +160,7 @@ def results(tmp_path_factory):
     for part in ("step", "evaluation", "growth", "data", "profile"):
         gcutmix_bench(part, out, batch=4, **SIZES)
     gcutmix_bench("levers", out, batch=4, levers=("fused", "allocator"), **SIZES)
+    gcutmix_bench("faults", out, batch=4, faults=("deep", "turned"), **SIZES)
     few = partial(measure_methods, variants=("G", "PCB+RPP"))
     with pytest.MonkeyPatch.context() as change:
         change.setitem(PARTS, "methods", few)

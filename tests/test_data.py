@@ -1,13 +1,21 @@
 "Readers on small generated trees, the original CUHK03 release, what may be wrong with a folder."
+import json
+import os
 import shutil
 import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from gcutmix import data as D
+from gcutmix.base import fingerprints as F
+from gcutmix.base.files import provenance
+from gcutmix.losses import batch_hard_triplet, branch_losses
+from gcutmix.samplers import PKSampler
+from gcutmix.training import Trainer, fit, make_preset
 
 PARTS = dict(train="bounding_box_train", query="query", gallery="bounding_box_test")
 
@@ -169,6 +177,23 @@ def test_release_leaves_nothing_half_done(tmp_path):
     assert not (tmp_path/"cuhk03-np/detected").exists()
     assert not list((tmp_path/"cuhk03-np").iterdir())
 
+@pytest.mark.parametrize("damage", ["text", "numbers from 0", "no labels", "empty", "swapped"])
+def test_release_that_is_something_else(tmp_path, damage):
+    release(tmp_path)
+    mat, config = tmp_path/"cuhk-03.mat", tmp_path/"cuhk03_new_protocol_config_detected.mat"
+    scipy = pytest.importorskip("scipy.io")
+    protocol = {k: v for k, v in scipy.loadmat(config).items() if k[0] != "_"}
+    if damage == "text": mat.write_text("not found")
+    if damage == "empty": config.write_bytes(b"")
+    if damage == "swapped": mat.rename(config)
+    if damage == "swapped": scipy.savemat(mat, protocol)
+    if damage == "no labels": del protocol["labels"]
+    if damage == "numbers from 0": protocol["train_idx"] = protocol["train_idx"].astype(int) - 1
+    if damage in ("no labels", "numbers from 0"): scipy.savemat(config, protocol)
+    wanted = "cuhk-03.mat and .*detected.mat are not the release of CUHK03 and its protocol"
+    with pytest.raises(ValueError, match=wanted): load("cuhk03-detected", tmp_path)
+    assert not (tmp_path/"cuhk03-np/detected").exists()
+
 def test_release_without_protocol(tmp_path):
     release(tmp_path)
     (tmp_path/"cuhk03_new_protocol_config_labeled.mat").unlink()
@@ -196,7 +221,7 @@ def test_missing_part(market):
 
 def test_empty_split(market):
     for f in (market/"query").iterdir(): f.rename(f.with_suffix(".txt"))
-    with pytest.raises(ValueError, match="no image of a person in .*query"):
+    with pytest.raises(ValueError, match="query: 2 files are not read .2 .txt., 0 pictures are"):
         D.load_dataset("market1501", market)
 
 def test_junk_alone_is_no_split(tmp_path):
@@ -207,6 +232,91 @@ def test_unreadable_name(market):
     picture(market/"query/IMG_0001.jpg")
     with pytest.raises(ValueError, match="IMG_0001.jpg.*0002_c1_01.jpg.*Rename"):
         D.load_dataset("market1501", market)
+
+@pytest.mark.parametrize("name", ["0001_01.jpg", "anna_c1_01.jpg", "-2_c1_01.jpg", "c1_0001.jpg",
+                                  f"{2**63}_c1_01.jpg", f"1_c{2**63}_01.jpg", f"{10**60}_c1.jpg",
+                                  "0001_cx_01.jpg", "\u0661_c1_01.jpg", "1.5_c1.jpg"])
+def test_names_that_say_nothing(market, name):
+    picture(market/"query"/name)
+    with pytest.raises(ValueError) as error: load("market1501", market)
+    assert str(error.value).startswith(f"cannot read {market}/query/{name}: expected a name like")
+
+def test_the_largest_numbers(tmp_path):
+    largest = 2**63 - 1
+    picture(tmp_path/f"{largest}_c{largest}.jpg")
+    split = D.read_split(tmp_path)
+    assert split.pids.tolist() == split.camids.tolist() == [largest]
+
+NO_PIDS = [["anna", "ben"]*2, [1., 1., 2., 2.], [1, 1, 2**63, 2**63], [1, 1, -2, -2], [2**80]*4,
+           [[1], [1], [2], [2]], [True, True, False, False], None]
+
+@pytest.mark.parametrize("pids", NO_PIDS)
+def test_ids_that_are_none(pids):
+    "In samplers and losses as in readers."
+    embeddings = torch.rand(4, 3)
+    with pytest.raises((ValueError, TypeError)): PKSampler(pids, 2, 2)
+    with pytest.raises(ValueError, match="pids: found"): batch_hard_triplet(embeddings, pids)
+    with pytest.raises(ValueError, match="labels: found"):
+        branch_losses(embeddings, torch.rand(4, 3), pids)
+
+@pytest.mark.parametrize("labels", [[0, 0, 3, 3], [-1, -1, 0, 0], [0, 0, -100, -100]])
+def test_labels_without_a_class(labels):
+    "-100 would be left out in silence by torch; below that, a GPU stops for good."
+    with pytest.raises(ValueError, match="labels"):
+        branch_losses(torch.rand(4, 3), torch.rand(4, 3), torch.tensor(labels))
+
+# What is not read is counted
+
+def test_what_is_not_read(market, capfd):
+    "One line, and no more than that; what nobody would call a picture is not in it."
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._0001_c1.jpg"):
+        (market/"train.txt").touch()
+        (market/"query"/name).touch()
+    load("market1501", market)
+    assert capfd.readouterr().err == ""
+    picture(market/"query/0004_c1.jpg")
+    for name in ("0005_c1.heic", "notes"): (market/"query"/name).touch()
+    picture(market/"query/more/deep/0006_c1.jpg")
+    (market/"query/empty").mkdir()
+    load("market1501", market)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(f"{market}/query: 3 files are not read (")
+    for what in ("1 .heic", "1 without an ending", "1 in subfolders", "3 pictures are."):
+        assert what in said
+
+@pytest.mark.parametrize("where", ["{}.heic", "person/{}.jpg", "{}"])
+def test_more_is_not_read_than_read(market, where):
+    "A photograph that is converted from the camera's format, and a hundred that are not."
+    (market/"query/person").mkdir()
+    for i in range(3): (market/"query"/where.format(f"000{i}_c1")).touch()
+    with pytest.raises(ValueError, match="query: 3 files are not read .*2 pictures are: expected"):
+        load("market1501", market)
+
+@pytest.mark.parametrize("part", ["train", "query"])
+def test_a_name_that_is_not_utf8(market, part):
+    "Found before anything else; in the end, no result could be written."
+    name = os.fsdecode(b"0001_c1_M\xfcller.jpg")
+    try: picture(market/PARTS[part]/name)
+    except OSError: pytest.skip("this disk knows UTF-8 only")
+    with pytest.raises(ValueError, match=r"'0001_c1_M.udcfcller.jpg' .* is not UTF-8.*rename"):
+        load("market1501", market)
+
+def test_a_folder_that_is_not_utf8(market, tmp_path):
+    "A folder may have any name: no result holds it."
+    folder = tmp_path/os.fsdecode(b"M\xfcller")
+    try: market.rename(folder)
+    except OSError: pytest.skip("this disk knows UTF-8 only")
+    data = load("mine", folder)
+    assert F.fingerprints(data)["query"]["images"] == 2
+
+def test_a_folder_named_as_a_validation_part(market, tmp_path):
+    own = market.rename(tmp_path/"market-validation")
+    for root in (tmp_path, own):
+        assert load("market-validation", root).train.pids.tolist() == [2, 2, 7]
+    own.rename(tmp_path/"market")
+    with pytest.raises(ValueError, match="no image for the gallery of market-validation"), \
+         pytest.warns(UserWarning, match="if you meant 'market1501'"):
+        load("market-validation", tmp_path)
 
 def test_counts(market):
     with pytest.raises(ValueError) as error: D.load_dataset("market1501", market)
@@ -247,3 +357,104 @@ def test_people_held_out_need_a_second_camera(tmp_path):
     with pytest.raises(ValueError, match="1 of 3 queries have no picture.*0006_c1_1"):
         D.load_dataset("bad-validation", tmp_path/"bad")
     assert len(D.load_dataset("bad-validation", tmp_path/"bad", check=False).query) == 3
+
+# Fingerprints: are these still the same pictures?
+
+OLD = ("images", "identities", "sha256")
+
+def test_a_fingerprint_keeps_what_it_had(market):
+    data = load("market1501", market)
+    found = F.fingerprint(data.query)
+    names = "\n".join(f"{path.name} {path.stat().st_size}" for path in data.query.paths)
+    assert list(found) == [*OLD, "content"]
+    assert (found["images"], found["identities"], found["sha256"]) == (2, 2, F.digest(names))
+    assert provenance(data, "cpu")["data"]["query"] == found
+
+@pytest.mark.parametrize("change", ["none", "time", "folder", "content", "name", "more"])
+def test_what_a_fingerprint_sees(market, tmp_path, change):
+    before = F.fingerprints(load("market1501", market))
+    path = market/"query/0001_c1s1_001051_00.jpg"
+    if change == "time": os.utime(path, (0, 0))
+    if change == "folder": market = market.rename(tmp_path/"elsewhere")
+    if change == "content": # of the same length, in the middle and nowhere else
+        content = bytearray(path.read_bytes())
+        content[len(content)//2] ^= 255
+        path.write_bytes(content)
+    if change == "name": path.rename(path.with_name("0001_c3s1_001051_00.jpg"))
+    if change == "more": picture(market/"query/0007_c1.jpg")
+    after = F.fingerprints(load("mine", market))
+    words = {"content": "query: as many pictures and people, but not the same",
+             "more": "query: 2 pictures of 2 people, now 3 pictures of 3 people"}
+    words["name"] = words["content"]
+    assert F.differences(before, after) == words.get(change, "")
+
+def test_drawn_people_are_their_pixels(people, tmp_path):
+    "The same people, packed by a different zlib."
+    shutil.copytree(people, tmp_path/"copy")
+    before = F.fingerprints(load("copy", tmp_path))
+    for path in (tmp_path/"copy").rglob("*.png"): Image.open(path).save(path, compress_level=0)
+    after = F.fingerprints(load("copy", tmp_path))
+    assert after["train"]["sha256"] != before["train"]["sha256"]
+    assert F.differences(before, after) == "" and list(after["train"]) == [*OLD, "drawn", "pixels"]
+    image = Image.open(path)
+    image.putpixel((0, 0), (1, 2, 3))
+    image.save(path)
+    assert "not the same" in F.differences(before, F.fingerprints(load("copy", tmp_path)))
+
+@pytest.mark.parametrize("old", [{}, dict(train=dict.fromkeys(OLD, 1)), dict(other={}),
+                                 dict(images=1, identities=1, sha256="0")])
+def test_fingerprints_of_different_kinds(people, old):
+    assert F.differences(old, F.fingerprints(load("people", people))) is None
+
+def test_pictures_that_are_not_there(tmp_path):
+    "The sample of what cannot be read is empty: decoding says what is wrong."
+    assert F.sample(tmp_path/"nobody.jpg") == (0, 0, b"") and F.sample(tmp_path)[2] == b""
+
+# A run and its data
+
+@pytest.fixture
+def config(people, tmp_path):
+    shutil.copytree(people, tmp_path/"mine")
+    return make_preset("demo", "mine", root=tmp_path/"mine", out=tmp_path/"runs", p=4, epochs=1,
+                       warmup=1, decay_at=(), dim=32, eval_every=0, variant="G", device="cpu")
+
+def rename_a_person(root):
+    for path in root.rglob("0003_*.png"): path.rename(path.with_name(f"0099{path.name[4:]}"))
+
+def test_a_finished_run_and_its_data(config, tmp_path, capfd):
+    first, root = fit(config, quiet=True), tmp_path/"mine"
+    assert fit(config, quiet=True).metrics == first.metrics
+    aside = root.rename(tmp_path/"aside")
+    assert fit(config, quiet=True).metrics == first.metrics # the data are not at hand
+    assert capfd.readouterr().err.count("no mine in") == 1
+    aside.rename(root)
+    rename_a_person(root)
+    wanted = r"G-tiny-s0.json was made from other pictures .*train: as many.*Give the `root`"
+    with pytest.raises(ValueError, match=wanted): fit(config, quiet=True)
+    # results of earlier versions: one line, no error
+    result = json.loads(first.paths.result.read_text())
+    del result["seal"]
+    for split in result["data"].values(): del split["drawn"], split["pixels"]
+    first.paths.result.write_text(json.dumps(result))
+    assert fit(config, quiet=True).metrics == first.metrics
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "G-tiny-s0.json: its pictures are not compared" in said
+
+def test_a_run_does_not_go_on_with_other_pictures(config, tmp_path):
+    fit(config, max_steps=1, quiet=True)
+    for folder in PARTS.values():
+        path = sorted((tmp_path/"mine"/folder).iterdir())[0]
+        before = path.read_bytes()
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+        with pytest.raises(ValueError, match="made from other pictures than those of .*mine"):
+            Trainer(config, quiet=True).load()
+        path.write_bytes(before)
+    Trainer(config, quiet=True).load()
+
+def test_test_pictures_are_opened_before_the_training(config, tmp_path):
+    "And all bad ones are named."
+    bad = [sorted((tmp_path/"mine"/folder).iterdir())[1] for folder in PARTS.values()]
+    for path in bad: path.write_bytes(b"")
+    with pytest.raises(ValueError, match="3 pictures cannot be used") as error:
+        Trainer(config, quiet=True)
+    assert all(str(path) in str(error.value) for path in bad)

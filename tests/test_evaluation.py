@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-import gcutmix.evaluation as ev
+from gcutmix.base.distances import Pairs, counts
 from gcutmix.base.pictures import show_ranked_lists
 from gcutmix.base.rerank import reranked
 from gcutmix.evaluation import (average_precision, distance_to, evaluate, extract_features,
@@ -164,6 +164,111 @@ def test_metrics_and_options():
     assert "mAP" in repr(m) and json.loads(json.dumps(m.as_dict()))["num_queries"] == 40
 
 
+def nearly_equal(spread, length=1000):
+    "Vectors of this length that differ by `spread` in each number; copies are ties."
+    q, qp, qc, g, gp, gc = people(D=128, dtype=torch.float32)
+    direction = nn.functional.normalize(torch.ones(1, 128))
+    q, g = (length*direction + spread*x for x in (q, g))
+    g[50:60], g[100:110] = g[:10], g[:10]
+    return q, qp, qc, g, gp, gc
+
+
+def moved(shift):
+    q, qp, qc, g, gp, gc = people(D=128, dtype=torch.float32)
+    return q + shift, qp, qc, g + shift, gp, gc
+
+
+def as_seen(x, unit):
+    "float64 features, and which rows are zeros."
+    x = np.asarray(x, dtype=float)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x/np.where(length == 0, 1, length) if unit else x, length[:, 0] == 0
+
+
+def exactly(q, g, metric="euclidean", l2=False):
+    "The truth: differences in float64, for the cosine in proportion."
+    (q, q0), (g, g0) = (as_seen(x, l2 or metric == "cosine") for x in (q, g))
+    extra = q0[:, None].astype(float) + g0 if metric == "cosine" else 0
+    return np.vectorize(lambda x: float(f"{x:.11e}"))(squared(q, g) + extra)
+
+
+def with_zeros():
+    q, qp, qc, g, gp, gc = moved(0.)
+    q[::7], g[::5] = 0, 0
+    return q, qp, qc, g, gp, gc
+
+
+def codes(step):
+    "Few values, so that nearly all distances tie."
+    q, qp, qc, g, gp, gc = moved(0.)
+    return step*q.sign(), qp, qc, step*g.sign(), gp, gc
+
+
+SIX = dict(far=moved(3000.), farther=moved(1e5), long=nearly_equal(1e-3), tight=nearly_equal(1e-2),
+           near=nearly_equal(1e-5, 1), plain=moved(0.), zeros=with_zeros())
+WAYS = [({}, torch.float32), ({}, torch.float64), (dict(metric="cosine"), torch.float32),
+        (dict(l2=True), torch.float32)]
+CASES = [(six, *way) for six in SIX.values() for way in WAYS]
+CASES += [(codes(step), {}, torch.float32) for step in (1, .25)]
+
+
+@pytest.mark.parametrize("six, options, dtype", CASES)
+def test_round_off_decides_nothing(six, options, dtype):
+    q, qp, qc, g, gp, gc = six
+    six = q, qp, qc, g, gp, gc = q.to(dtype), qp, qc, g.to(dtype), gp, gc
+    truth = exactly(q, g, **options)
+    ap, _, _ = double_loop(truth, qp.numpy(), qc.numpy(), gp.numpy(), gc.numpy())
+    for chunk_mb in (64, 1e-9): # all at once, and one query at a time
+        found = evaluate(*six, chunk_mb=chunk_mb, **options)
+        np.testing.assert_allclose(found.ap, ap, rtol=1e-12)
+    index, _ = ranked_list(*six, queries=np.arange(40), k=50, **options)
+    single = [ranked_list(*six, queries=i, k=50, **options)[0][0] for i in range(0, 40, 4)]
+    np.testing.assert_array_equal(index[::4], single)
+    truth[(qp[:, None] == gp).numpy() & (qc[:, None] == gc).numpy()] = np.inf
+    np.testing.assert_array_equal(index, truth.argsort(1, kind="stable")[:, :50])
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("dim", [17, 64, 512])
+def test_equal_pictures_have_equal_distances(dim, metric):
+    for n in (1, 2, 3, 4, 5, 6, 9):
+        for size in (3, 5, 7, 9, 11, 13, 17, 33, 57, 530):
+            g = torch.randn(size, dim)
+            g[::2] = g[0]
+            distances = distance_to(g, metric)(torch.randn(n, dim))
+            assert distances.shape == (n, size) and (distances[:, ::2].diff(dim=1) == 0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 3000), st.integers(1, 400), st.integers(0, 99))
+def test_sorting_and_counting_agree(matches, strangers, levels, seed):
+    rng = np.random.default_rng(seed)
+    row = rng.integers(0, levels, strangers).astype(np.float32)
+    low = rng.integers(0, levels, matches).astype(np.float32)
+    below, upto = counts(row, low, low + 1)
+    np.testing.assert_array_equal(below, (row < low[:, None]).sum(1))
+    np.testing.assert_array_equal(upto, (row <= low[:, None] + 1).sum(1))
+
+
+def test_a_product_of_low_precision_is_not_asked_for():
+    six = people(D=64, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert evaluate(*six).ap.tolist() == evaluate(*six).ap.tolist()
+        assert distance_to(six[3])(six[0]).dtype == torch.float32
+
+
+def test_a_list_of_junk_is_empty():
+    q, qp, qc, g, gp, gc = people()
+    index, right = ranked_list(q, qp*0, qc*0, g, gp*0, gc*0, [3, 5], k=4)
+    assert (index == -1).all() and not right.any()
+
+
+@pytest.mark.parametrize("queries, k", [([0], 0), ([0], -3), ([], 5), ([40], 5), ([-1], 5),
+                                        ([.5], 5)])
+def test_lists_that_cannot_be(queries, k):
+    with pytest.raises(ValueError, match="expected"): ranked_list(*people(), queries, k)
+
+
 def test_zero_features_all_tie():
     "A dead network: everything at distance 0, so the order is the gallery's own."
     q, qp, qc, g, gp, gc = people(seed=5)
@@ -178,7 +283,9 @@ def test_zero_features_all_tie():
     (3, torch.full((160, 8), 1e30), "too large to square"),
     (0, torch.zeros(40), "expected floating point of shape"),
     (0, torch.zeros(40, 8, dtype=torch.long), "found torch.int64"),
-    (3, torch.zeros(0, 8), "N > 0"),
+    (3, torch.zeros(0, 8), "N and D > 0"),
+    (0, torch.zeros(40, 0), "N and D > 0"),
+    (1, np.full(40, 2**63, np.uint64), "query_pids: found 9223372036854775808, .*below 2"),
     (0, torch.zeros(40, 9), "9 dimensions, gallery features 8"),
     (0, torch.zeros(9, 8), "query_pids: .*expected 9 integers"),
     (1, [1]*39, "query_pids: .*expected 40 integers"),
@@ -288,6 +395,16 @@ def test_extract_features():
     torch.testing.assert_close(both, (features + mirrored)/2, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_extract_features_of_any_float_type(dtype):
+    images = torch.randint(0, 256, (4, 3, 8, 4), dtype=torch.uint8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten())
+    expected = extract_features(model, images)
+    found = extract_features(model.to(dtype), images, flip=False)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=.1, rtol=.05)
+
+
 def test_extract_features_restores_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Linear(3, 3)).train()
     images = torch.zeros(2, 3, 8, 4, dtype=torch.uint8)
@@ -309,15 +426,12 @@ def test_show_ranked_lists():
 
 def test_memory_is_bounded(monkeypatch):
     "No tensor of distances is larger than `chunk_mb`."
-    seen = []
+    seen, rows_of = [], Pairs.rows
     def spy(*args):
-        to = distance_to(*args)
-        def call(q, out=None):
-            d = to(q, out)
-            seen.append(d.numel()*d.element_size())
-            return d
-        return call
-    monkeypatch.setattr(ev, "distance_to", spy)
+        rows = rows_of(*args)
+        seen.append(rows.nbytes)
+        return rows
+    monkeypatch.setattr(Pairs, "rows", spy)
     six = people(Q=300, G=1000)
     single = six[0].float(), *six[1:3], six[3].float(), *six[4:]
     mixed = six[0].double(), *single[1:]

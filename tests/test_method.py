@@ -6,15 +6,23 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from gcutmix import blocks, cutmix, evaluation, gradcam, images, losses, samplers
+from gcutmix.base import rerank
+from gcutmix.base.rerank import mutual_neighbours, reranked
 from gcutmix.blocks import block_mask, block_scores
 from gcutmix.config import Options
-from gcutmix.cutmix import (attention, batch_dropblock, blind_drop, feature_cutmix, guided_cutmix,
-                            guided_mask, mix, partner_matrix, sample_partners)
-from gcutmix.gradcam import class_activation_map, grad_cam, pooled_grad_cam
-from gcutmix.images import keyed_generator
-from gcutmix.losses import batch_hard_triplet
-from gcutmix.model import BACKBONES, create_backbone, create_model
+from gcutmix.cutmix import (attention, batch_dropblock, blind_drop, cut_blocks, feature_cutmix,
+                            guided_cutmix, guided_mask, mix, partner_matrix, random_cutmix,
+                            sample_partners)
+from gcutmix.data import Split
+from gcutmix.evaluation import distance_to, evaluate, extract_features, ranked_list, summarize
+from gcutmix.gradcam import class_activation_map, grad_cam, head_gradient, pooled_grad_cam
+from gcutmix.images import (augment, cutout, keyed_generator, load_images, normalize, random_crop,
+                            random_erasing, random_flip, to_device)
+from gcutmix.losses import batch_hard_triplet, branch_losses, pairwise_distance
+from gcutmix.model import BACKBONES, Step, create_backbone, create_model
 from gcutmix.samplers import PKSampler
+from gcutmix.study.maps import branch_maps
 
 
 class GlobalBranch(nn.Module):
@@ -278,6 +286,108 @@ def test_one_identity_is_an_error():
         model(torch.randn(4, 3, 96, 32), labels)
     with pytest.raises(ValueError, match="no triplet"): batch_hard_triplet(torch.randn(4, 8), [3]*4)
     with pytest.raises(ValueError, match="the data have 1"): PKSampler([3]*4)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("image", range(4))
+def test_dropblock_and_the_triplet_loss_meet_what_is_not_finite(value, image):
+    "Nothing is left in the hole, and nothing is hidden in the loss; image 3 has no positive."
+    features = torch.full((4, 2, 6, 4), value)
+    assert not batch_dropblock(features, 1., 1.).any()
+    dropped = batch_dropblock(features, generator=keyed_generator(0))
+    assert ((dropped == 0).sum((2, 3)) == 8).all() and not dropped[dropped != 0].isfinite().any()
+    embeddings = torch.randn(4, 8)
+    assert batch_hard_triplet(embeddings, [0, 0, 1, 2]).isfinite()
+    embeddings[image, 3] = value
+    assert not batch_hard_triplet(embeddings, [0, 0, 1, 2]).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_grad_cam_is_never_less_than_float32(dtype):
+    torch.manual_seed(0)
+    features = torch.rand(3, 8, 6, 4).to(dtype).requires_grad_()
+    pooled = features.mean((2, 3))
+    score = (pooled.square()*torch.arange(8)).sum(1)
+    for cam in (grad_cam(features, score), pooled_grad_cam(features, pooled, score)):
+        assert cam.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        weights = 2*pooled.double()*torch.arange(8)/24
+        exact = torch.einsum("nc,nchw->nhw", weights, features.double()).relu()
+        torch.testing.assert_close(cam.double(), exact, atol=0, rtol=1e-12 if cam.dtype == dtype
+                                   else 2e-2)
+
+
+def empty(*shape): return torch.zeros(0, *shape)
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    "A step of branch G on no image."
+    head = create_model("G", 4, "tiny", dim=8).heads[0].eval()
+    pooled = empty(128).requires_grad_()
+    return Step(empty(16, 24, 8), pooled, empty(8), pooled[:, :4], head=head)
+
+
+MAPS, EVEN, NOBODY = empty(16, 24, 8), torch.ones(4, 24, 8), torch.zeros(0, dtype=torch.long)
+OPTIONS, NO_MASK, KEY = Options(dim=8), empty(1, 24, 8), keyed_generator(0)
+PICTURES = torch.zeros(0, 3, 24, 8, dtype=torch.uint8)
+SIDE = torch.ones(2, 3), [0, 1], [0, 1]
+EMPTY = dict(
+    class_activation_map=lambda s: class_activation_map(MAPS, empty(16)),
+    grad_cam=lambda s: grad_cam(MAPS.requires_grad_(), MAPS.sum((1, 2, 3))),
+    pooled_grad_cam=lambda s: pooled_grad_cam(MAPS, (p := MAPS.mean((2, 3))), p.sum(1)),
+    head_gradient=lambda s: head_gradient(empty(8), torch.ones(8, 128), torch.ones(8), empty(8)),
+    block_scores=lambda s: block_scores(empty(24, 8)),
+    block_mask=lambda s: block_mask(empty(24, 8), 2),
+    feature_cutmix=lambda s: feature_cutmix(MAPS, MAPS, NO_MASK),
+    partner_matrix=lambda s: partner_matrix(NOBODY),
+    sample_partners=lambda s: sample_partners(NOBODY),
+    batch_dropblock=lambda s: batch_dropblock(MAPS),
+    attention=lambda s: attention(s, NOBODY),
+    attention_batch=lambda s: attention(s, NOBODY, "batch"),
+    cut_blocks=lambda s: cut_blocks(empty(24, 8), s, OPTIONS),
+    guided_mask=lambda s: guided_mask(s, NOBODY, OPTIONS),
+    mix=lambda s: mix(MAPS, NO_MASK, NOBODY, KEY, OPTIONS),
+    guided_cutmix=lambda s: guided_cutmix(MAPS, s, NOBODY, KEY, OPTIONS),
+    random_cutmix=lambda s: random_cutmix(MAPS, s, NOBODY, KEY, OPTIONS),
+    blind_drop=lambda s: blind_drop(MAPS, s, None, KEY, OPTIONS),
+    pairwise_distance=lambda s: pairwise_distance(empty(8)),
+    batch_hard_triplet=lambda s: batch_hard_triplet(empty(8), NOBODY),
+    branch_losses=lambda s: branch_losses(empty(8), empty(4), NOBODY),
+    PKSampler=lambda s: PKSampler(NOBODY),
+    load_images=lambda s: load_images(Split([], [], [])),
+    to_device=lambda s: to_device(PICTURES, "cpu"),
+    random_flip=lambda s: random_flip(PICTURES, KEY),
+    normalize=lambda s: normalize(PICTURES),
+    cutout=lambda s: cutout(PICTURES, KEY, size=2),
+    random_erasing=lambda s: random_erasing(PICTURES, KEY),
+    random_crop=lambda s: random_crop(PICTURES.float(), KEY),
+    augment=lambda s: augment(PICTURES, KEY, cutout_size=2),
+    extract_features=lambda s: extract_features(nn.Flatten(), PICTURES),
+    distance_to=lambda s: distance_to(empty(8)),
+    distance_to_query=lambda s: distance_to(torch.ones(2, 8))(empty(8)),
+    summarize=lambda s: summarize([]),
+    evaluate=lambda s: evaluate(empty(3), [], [], *SIDE),
+    evaluate_gallery=lambda s: evaluate(*SIDE, empty(3), [], []),
+    ranked_list=lambda s: ranked_list(empty(3), [], [], *SIDE, [0]),
+    ranked_list_queries=lambda s: ranked_list(*SIDE, *SIDE, []),
+    mutual_neighbours=lambda s: mutual_neighbours(np.zeros((0, 4), int), 2),
+    reranked=lambda s: reranked(empty(3), SIDE[0], distance_to),
+    branch_maps=lambda s: branch_maps(create_model("G", 4, "tiny", dim=8), PICTURES))
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_nothing_is_an_error_everywhere(name, nothing):
+    with pytest.raises(ValueError, match="expected|such batches|choose|look at"):
+        EMPTY[name](nothing)
+
+
+def test_all_public_functions_are_tried_with_nothing():
+    "But those that take no images; and those whose answer is right: nobody was found."
+    modules = blocks, cutmix, evaluation, gradcam, images, losses, rerank, samplers
+    names = {name for module in modules for name in module.__all__}
+    exempt = {"keyed_generator", "Metrics", "load_splits", "evaluating",
+              "average_precision", "images_of", "match_places", "neighbourhood"}
+    assert names - exempt == names & set(EMPTY) and exempt < names
 
 
 def test_paper_counts():

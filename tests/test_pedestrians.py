@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -11,8 +12,8 @@ from gcutmix import pedestrians
 from gcutmix.drawn import scenes
 from gcutmix.drawn.bodies import Canvas, Pose
 from gcutmix.drawn.people import figure
-from gcutmix.pedestrians import (CUES, FOLDERS, compose, cue_masks, draw, random_person, scene,
-                                 scene_of, write_pedestrians)
+from gcutmix.pedestrians import (CUES, FOLDERS, compose, cue_masks, draw, place_to_draw,
+                                 random_person, scene, scene_of, write_pedestrians)
 
 SMALL = dict(train_ids=3, test_ids=3, images=5, size=(48, 16))
 
@@ -89,7 +90,33 @@ def test_an_interruption_leaves_nothing(tmp_path, workers):
     assert job.wait(60) != 0
     assert list(tmp_path.iterdir()) == []
 
-def test_a_failing_worker_is_reported(tmp_path, capfd):
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("name, status", [("SIGKILL", -9), ("SIGTERM", 143)])
+def test_workers_end_with_their_parent(tmp_path, name, status):
+    code = ("from gcutmix import pedestrians as p; write = p.write_pedestrians\n"
+            "p.write_pedestrians = lambda *args: write(*args, workers=2)\n"
+            "p.gcutmix_pedestrians()")
+    line = [sys.executable, "-c", code, tmp_path/"p", "--ids", "5000"]
+    job = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(tmp_path.rglob("*.png")) and time.monotonic() < deadline: time.sleep(.05)
+    workers = psutil.Process(job.pid).children()
+    job.send_signal(signal.Signals[name])
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == status and len(workers) == 2
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    if name == "SIGTERM": assert "stopped" in said and list(tmp_path.iterdir()) == []
+
+def test_a_mistyped_root_is_told(tmp_path, capsys):
+    (tmp_path/"file").touch()
+    assert place_to_draw(tmp_path/"peple", named=True) == tmp_path/"peple"
+    said = f"no pedestrians in {tmp_path/'peple'}, which is new: drawing 300 people in"
+    assert said in capsys.readouterr().out
+    for named in (True, False): assert place_to_draw(tmp_path, named) == tmp_path/"pedestrians"
+    with pytest.raises(NotADirectoryError, match="is a file"): place_to_draw(tmp_path/"file", True)
+
+def test_a_failing_worker_is_reported(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(pedestrians, "check_numbers", lambda *numbers: None)
     with pytest.raises(RuntimeError, match="2 of 2 drawing processes failed"):
         write_pedestrians(tmp_path/"p", workers=2, **{**SMALL, "size": (48, "x")})
     assert "Traceback" in capfd.readouterr().err and list(tmp_path.iterdir()) == []

@@ -4,10 +4,10 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import killed_at
-from filelock import FileLock
 from safetensors.torch import load_file
 
 from gcutmix.base.files import read_json, write_json
+from gcutmix.base.locks import locked
 from gcutmix.study.paper import cell_of
 from gcutmix.study.runs import cells, missing, plan, reproduce, run_one, shortened
 from gcutmix.study.tables import read_results
@@ -81,13 +81,13 @@ def test_a_mistake_is_told_in_one_line(people, tmp_path):
 def test_a_second_shell_takes_the_next_run(people, tmp_path):
     base = make_preset("demo", "people", root=people, out=tmp_path, epochs=1, p=4)
     first = plan(base)[0]
-    with FileLock(run_paths(first).result.with_suffix(".lock")):
+    with locked(run_paths(first)):
         assert run_one(first, quiet=True) is None
         reproduce("people", people, preset="demo", epochs=1, out=tmp_path, next=True, budget=1)
     assert missing([first]) # the one that is locked was left to the other
     assert [cell_of(r["recipe"]) for r in read_results(tmp_path)] == ["BDB3"]
     assert run_one(first, quiet=True).metrics is not None
-    assert not list(tmp_path.glob("G-*.lock"))
+    assert not list(tmp_path.glob("*.lock*"))
 
 
 def test_a_budget_of_nothing_runs_nothing(people, tmp_path):

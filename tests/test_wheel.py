@@ -82,8 +82,8 @@ def test_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     assert f"{100*result['metrics']['rank1']:.1f}" in out
     for command in ("gcutmix_tables", "gcutmix_demo"):
         done = attempt(bin/command, cwd=tmp_path)
-        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert "matplotlib" in done.stderr and "pip install 'gcutmix[study]'" in done.stderr
     # psutil comes with accelerate, so only an unknown part is a mistake here
     done = attempt(bin/"gcutmix_bench", "--part", "nothing", cwd=tmp_path)
-    assert done.returncode == 1 and "gcutmix_bench: part 'nothing'" in done.stderr
+    assert done.returncode == 2 and "gcutmix_bench: part 'nothing'" in done.stderr

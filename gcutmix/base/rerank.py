@@ -9,6 +9,8 @@ __all__ = ['mutual_neighbours', 'neighbourhood', 'reranked']
 import numpy as np
 import torch
 
+from .inputs import check_batch
+
 # %% ../../nbs/50_reranking.ipynb #d4ebd8fa
 def _nearest(x, k, distance_to):
     "(N,k) the nearest of each image, itself first, and (N,) its largest distance."
@@ -28,6 +30,7 @@ def mutual_neighbours(
 ):
     "For each image the set of its k nearest that have it among their own k nearest, and itself."
     nearest = nearest[:, :k + 1]
+    check_batch(torch.from_numpy(nearest))
     return [set(mine[(nearest[mine] == i).any(1)].tolist()) for i, mine in enumerate(nearest)]
 
 def neighbourhood(core, half):
@@ -38,7 +41,7 @@ def neighbourhood(core, half):
 def _weights(x, farthest, i, members):
     "The weights of image i over its neighbourhood, before the averaging."
     members = np.array(sorted(members))
-    distance = (x[members] - x[i]).square().sum(1).numpy(force=True)
+    distance = np.square(x[members] - x[i]).sum(1)
     w = np.exp(-distance/farthest[i])
     return members, w/w.sum()
 
@@ -73,10 +76,13 @@ def reranked(
 ):
     """A function from query indices to re-ranked distances (n,G), after Zhong et al., CVPR 2017.
     It compares all (Q+G)^2 pairs once, a chunk at a time, and keeps only sparse vectors."""
+    for side in (query, gallery): check_batch(side)
     x, Q = torch.cat([query, gallery]), len(query)
     nearest, farthest = _nearest(x, max(k1 + 1, k2), distance_to)
     full, half = (mutual_neighbours(nearest, k) for k in (k1, round(k1/2)))
-    single = [_weights(x, farthest, i, neighbourhood(core, half)) for i, core in enumerate(full)]
+    array = x.numpy(force=True) # in torch these many small sums would each wait for all threads
+    single = [_weights(array, farthest, i, neighbourhood(core, half))
+              for i, core in enumerate(full)]
     vectors = [_average([single[j] for j in near]) for near in nearest[:, :k2]]
     overlap, to = _overlap_with(vectors[Q:], len(x)), distance_to(gallery)
     def rows(i):

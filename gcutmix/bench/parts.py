@@ -15,6 +15,7 @@ import torch
 from ..base.console import changed, command, command_line
 from ..base.files import code_version, hardware, now, packages, write_json
 from .decoding import measure_data
+from .faults import measure_faults
 from .levers import measure_levers
 from .methods import measure_methods
 from .profile import measure_profile
@@ -25,7 +26,7 @@ from .step import measure_step
 # %% ../../nbs/65_parts.ipynb #6d195d1c
 PARTS = dict(step=measure_step, levers=measure_levers, profile=measure_profile,
              evaluation=measure_evaluation, growth=measure_growth, data=measure_data,
-             methods=measure_methods)
+             methods=measure_methods, faults=measure_faults)
 
 # %% ../../nbs/65_parts.ipynb #8658f415
 def bench_command(part, bench):
@@ -72,7 +73,7 @@ def measure_into(out, part, bench):
 # %% ../../nbs/65_parts.ipynb #a3d45664
 @command(settings=Bench)
 def gcutmix_bench(
-    part:str="all",               # step, levers, profile, evaluation, growth, data, methods, all
+    part:str="all",               # step, levers, profile, evaluation, growth, data, methods, faults
     out:str="results/benchmarks", # folder of the JSON files
     **settings
 ):

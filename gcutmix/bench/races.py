@@ -16,7 +16,7 @@ import torch
 
 from ..base.console import words
 from ..base.devices import DEVICES, choose_device
-from ..base.inputs import check_fields
+from ..base.inputs import check_fields, check_kinds
 
 # %% ../../nbs/60_speed.ipynb #e04b7d7b
 def turns_of(
@@ -147,6 +147,7 @@ class Bench:
     repeats: int = 3           # turns that count
     threads: int = 0           # of the CPU; 0: as torch chose
     levers: words = ()         # names, as fused,bf16 (default: all but whole)
+    faults: words = ()         # names, as kill,disk (default: all)
     queries: int = 3368        # Market-1501's
     gallery: int = 19732       # Market-1501's, junk included
     dim: int = 1536            # of a feature
@@ -158,7 +159,10 @@ class Bench:
 
     def __post_init__(self):
         "ValueError for a setting that nothing would notice later; NoDevice if it is not here."
-        check_fields(self, dict(device=DEVICES), pairs=["size"])
+        check_kinds(self)
+        least = dict.fromkeys(("repeats", "queries", "gallery", "dim", "images"), 1)
+        check_fields(self, dict(device=DEVICES), pairs=["size"],
+                     least=dict(least, batch=0, threads=0))
         self.device = choose_device(self.device).type
         self.batch = self.batch or (8 if self.device == "cpu" else 64)
         if self.batch % 4:

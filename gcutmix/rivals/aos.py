@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch.fx.experimental.optimization import fuse
 from tqdm import tqdm
 
-from ..base.devices import use_bf16
+from ..base.devices import is_first, use_bf16
+from ..base.processes import in_turn, part, rand, share
 from ..images import normalize
 from .plain import IDE
 from ..training import seeded_model
@@ -91,12 +92,15 @@ class AOS(IDE):
         step, device = self.options.window_step, self.classify.weight.device
         look, hidden = fuse(self.eval().backbone), windows(images.shape[2:], step).to(device)
         def classify(x): return self.classify(look(x).mean((2, 3)))
-        rows = []
-        for image, label in zip(tqdm(images, "windows", leave=False, disable=None), labels):
+        quiet = None if is_first() else True # None: unless somebody watches
+        bar = tqdm(total=len(images), desc="windows", leave=False, disable=quiet)
+        def look_at(i):
+            bar.update(share().parts)
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
-                rows.append(window_losses(classify, image.to(device), label, hidden,
-                                          self.options.window_mirror))
-        return blur(torch.stack(rows), images.shape[2:], step).cpu()
+                return window_losses(classify, images[i].to(device), labels[i], hidden,
+                                     self.options.window_mirror).cpu()
+        with bar: rows = in_turn(look_at, range(len(images)))
+        return blur(torch.stack(rows), images.shape[2:], step)
 
     def occlude(self, images, labels, config):
         "Before the second phase: measure with the trained network, then start anew."
@@ -108,9 +112,10 @@ class AOS(IDE):
     def check_size(self, size): window_grid(size, self.options.window_step)
 
     def with_kept(self, images, rows, generator):
-        "Hide a window in half of the images, uint8 (N,3,H,W), at places drawn from `rows`."
-        place = draw_places(rows, self.options.window_rule, generator)
-        half = torch.rand(len(images), generator=generator) < .5
+        """Hide a window in half of the images, uint8 (N,3,H,W), at places drawn from `rows`:
+        those of the whole batch, if many processes share it."""
+        place = part(draw_places(rows, self.options.window_rule, generator))
+        half = rand(len(images), generator=generator) < .5
         hole = windows(images.shape[2:], self.options.window_step, place)
         hole = (hole & half[:, None, None])[:, None].to(images.device)
         return torch.where(hole, MEAN.to(images.device), images)

@@ -13,6 +13,7 @@ from itertools import combinations
 import torch
 from torch import nn
 
+from ..base.inputs import full
 from ..model import Step
 from .plain import Rival, classifier
 
@@ -24,8 +25,8 @@ def class_maps(
 ):            # (N,H,W) float32, with its graph
     "Class activation maps of each image's own person (Zhou et al., 2016), below zero as well."
     with torch.autocast(features.device.type, enabled=False):
-        rows = classify.weight[labels].float()
-        return torch.einsum("nc,nchw->nhw", rows, features.float())
+        rows = full(classify.weight[labels])
+        return torch.einsum("nc,nchw->nhw", rows, full(features))
 
 # %% ../../nbs/34_two_maps.ipynb #8e8e1a07
 def squash(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..base.inputs import full
 from ..model import Network, Step
 
 # %% ../../nbs/35_attention_in_blocks.ipynb #6d663b4b
@@ -132,7 +133,7 @@ def maps(self: HACNN, images):
     for stage, look, soft, hard in zip(self.stages, self.looks, self.soft, self.hard):
         out = stage(x)
         pooled = out.mean((2, 3))
-        attention, centres = soft(out, pooled), hard(pooled).float()
+        attention, centres = soft(out, pooled), full(hard(pooled))
         local = look(windows(x, centres, size) + local)
         x, size = out*attention, local.shape[2:]
         attended.append((attention, centres))

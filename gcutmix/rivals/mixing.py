@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from ..base.processes import average, rand, rows_of
 from ..cutmix import feature_cutmix, guided_mask, sample_partners
 from ..model import ProgressiveNet, Step
 from .plain import dropout
@@ -29,10 +30,10 @@ def drop_blocks(features, before, labels, generator, options, p=.1, side=7):
     side = min(side, H, W)
     corners = H - side + 1, W - side + 1
     chance = p*H*W/(side**2*corners[0]*corners[1])
-    hit = (torch.rand(N, C, *corners, generator=generator) < chance).float().to(features.device)
+    hit = (rand(N, C, *corners, generator=generator) < chance).float().to(features.device)
     gone = F.max_pool2d(F.pad(hit, [side - 1]*4), side, stride=1)
     keep = 1 - gone
-    return features*(keep/keep.mean().clamp(min=1e-6)).to(features.dtype), None
+    return features*(keep/average(keep.mean()).clamp(min=1e-6)).to(features.dtype), None
 
 # %% ../../nbs/37_mixing.ipynb #86a55829
 class Dropping(ProgressiveNet):
@@ -51,7 +52,7 @@ def random_boxes(
     generator, # on the CPU
 ):             # (N,1,H,W)
     "Zeros in a box with a uniform share of the image, around any pixel, cut at the border."
-    share, *middle = torch.rand(3, N, 1, generator=generator)
+    share, *middle = rand(3, N, 1, generator=generator, images=1)
     inside = []
     for at, length in zip(middle, size):
         half = (.5*share.sqrt()*length).long()
@@ -72,9 +73,8 @@ class Mixing(ProgressiveNet):
     def steps(self, images, labels=None, generator=None):
         if not self.training: return super().steps(images)
         others = sample_partners(labels, "any", generator)
-        there = others.to(images.device)
-        mask = self.mask(images, labels, there, generator)
-        mixed = feature_cutmix(images, images[there], mask.to(images.device))
+        mask = self.mask(images, labels, others, generator).to(images.device)
+        mixed = feature_cutmix(images, rows_of(images, others), mask)
         step, = super().steps(mixed, labels, generator)
         return [MixedStep(**vars(step), others=others, share=mask.mean((1, 2, 3)).cpu())]
 
@@ -88,7 +88,7 @@ class AttentiveCutMix(Mixing):
     "Walawalkar et al., 2020, with the network's own Grad-CAM."
     def mask(self, images, labels, others, generator):
         blocks = self.looked_at(images, labels)
-        return F.interpolate(blocks[others], images.shape[2:])
+        return F.interpolate(rows_of(blocks, others), images.shape[2:])
 
     def looked_at(self, images, labels):
         "(N,1,h,w) zeros where G looks, in evaluation mode: the batch is not to be counted twice."

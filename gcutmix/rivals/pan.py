@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..base.inputs import full
 from ..model import Step
 from .plain import Rival, classifier, dropout
 
@@ -23,7 +24,7 @@ def zoom(
 ):            # float32 (N,C,H,W); 0 outside of the map
     "Read a window of each map, at the map's own size (Jaderberg et al., 2015)."
     places = F.affine_grid(matrices, features.shape, align_corners=True)
-    return F.grid_sample(features.float(), places, align_corners=True)
+    return F.grid_sample(full(features), places, align_corners=True)
 
 # %% ../../nbs/36_zoom.ipynb #ba0961c0
 class Grid(nn.Module):
@@ -39,7 +40,7 @@ class Grid(nn.Module):
     def forward(self, features):
         pooled = self.stage(features).mean((2, 3))
         with torch.autocast(pooled.device.type, enabled=False):
-            return self.affine(self.reduce(pooled.float())).unflatten(1, (2, 3))
+            return self.affine(self.reduce(full(pooled))).unflatten(1, (2, 3))
 
 # %% ../../nbs/36_zoom.ipynb #9fcc0244
 class PAN(Rival):

@@ -6,9 +6,9 @@
 __all__ = ['stages', 'dropout', 'classifier', 'Rival', 'IDE', 'TriNet']
 
 # %% ../../nbs/30_plain_rivals.ipynb #c1f05936
-import torch
 from torch import nn
 
+from ..base.processes import rand
 from ..model import BACKBONES, Network, Step, create_backbone, init_weights
 
 # %% ../../nbs/30_plain_rivals.ipynb #7d0ff263
@@ -22,7 +22,7 @@ def stages(
 
 def dropout(x, p, generator):
     "Zero each number with probability `p`, scale the others up: drawn from a CPU generator."
-    keep = torch.rand(x.shape, generator=generator) >= p
+    keep = rand(*x.shape, generator=generator) >= p
     return x*keep.to(x.device)/(1 - p)
 
 def classifier(channels, num_classes, std=1e-3):

@@ -58,8 +58,9 @@ class SVDNet(Rival):
 
     def train(self, mode=True):
         super().train(mode)
+        moves = self.still.is_meta or not self.still
         for m in self.modules():
-            if isinstance(m, nn.BatchNorm2d): m.train(mode and not self.still)
+            if isinstance(m, nn.BatchNorm2d): m.train(mode and moves)
         return self
 
     @torch.no_grad()

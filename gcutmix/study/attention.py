@@ -11,8 +11,10 @@ from pathlib import Path
 
 from ..base.console import command, command_line
 from ..base.devices import choose_device
-from ..base.files import code_version, file_digest, provenance, read_json, write_json
-from ..base.inputs import check_people
+from ..base.files import code_version, file_digest, provenance, write_json
+from ..base.fingerprints import check_people
+from ..base.inputs import check_pair
+from ..base.strangers import read_entries
 from ..data import load_dataset
 from ..images import load_images
 from ..model import load_model
@@ -33,9 +35,10 @@ def open_network(
     model, recipe = load_model(path)
     missing = sorted({"dataset", "size"} - set(recipe))
     if missing: raise ValueError(f"{path.name} does not name its {' and '.join(missing)}; {WANTED}")
+    check_pair(f"{path.name}: size", recipe["size"])
     # The file of the weights knows no seed, the run's result does.
     beside = path.with_suffix(".json")
-    run = read_json(beside)["recipe"] if beside.exists() else {}
+    run = read_entries(beside, recipe=dict)["recipe"] if beside.exists() else {}
     return model, run | recipe
 
 # %% ../../nbs/24_attention.ipynb #a796bdda

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['INDEPENDENT', 'RIVALRY', 'PHASES', 'rows_of_table_2', 'pair', 'untrained', 'measured', 'main_group', 'of_table',
-           'table_2', 'direction', 'rivalry', 'phase_gain', 'phase_gains', 'plot_cost']
+           'check_cost', 'table_2', 'direction', 'rivalry', 'phase_gain', 'phase_gains', 'plot_cost']
 
 # %% ../../nbs/38_side_by_side.ipynb #2f5fb77a
 import matplotlib.pyplot as plt
 import numpy as np
 
 from ..base.pictures import QUIET
+from ..base.strangers import NUMBER, check_entries, check_numbers
 from .paper import PAPER, TABLES, cell_of, has_slip
 from .tables import (by_setting, difference, interval, percent, plus_minus,
                                   select)
@@ -68,6 +69,18 @@ def of_table(
     return [r for r in results if cell_of(r["recipe"]).removesuffix("-own") in cells]
 
 # %% ../../nbs/38_side_by_side.ipynb #a3e9e8dd
+def check_cost(content):
+    "ValueError unless a file's content is what `gcutmix_bench --part methods` wrote."
+    what = "result of gcutmix_bench --part methods"
+    check_entries(content, dict(sizes=dict, comparisons=list), what)
+    if not content["comparisons"]: raise ValueError(f"is no {what}: nothing is compared")
+    for race in content["comparisons"]: check_entries(race, dict(ratios=dict), what)
+    for size in content["sizes"].values():
+        check_entries(size, dict(parameters=NUMBER, multiply_adds=NUMBER), what)
+    for ratio in content["comparisons"][0]["ratios"].values():
+        check_entries(ratio, dict(median=NUMBER), what)
+    check_numbers(content)
+
 def _cost(name, cost):
     if not cost or name not in cost["sizes"]: return {"M": "", "GMAC": "", "time": ""}
     size, time = cost["sizes"][name], cost["comparisons"][0]["ratios"].get(name)

@@ -12,8 +12,10 @@ from itertools import combinations
 
 import torch
 
+from ..base.inputs import check_batch
 from ..blocks import block_mask, block_scores
 from ..cutmix import attention, guided_cutmix, random_cutmix, sample_partners
+from ..evaluation import evaluating
 from ..images import normalize
 
 # %% ../../nbs/29_maps.ipynb #98ee02c9
@@ -41,18 +43,19 @@ def _looks(model, images, labels):
 
 @torch.no_grad()
 def branch_maps(
-    model,         # a trained `ProgressiveNet`; is in evaluation mode afterwards
+    model,         # a trained `ProgressiveNet`
     images,        # (N,3,H,W) uint8
     labels=None,   # (N,) classes; None: each branch's favourite
     batch_size=64, # images at a time
 ):                 # list of (N,h,w) on the CPU, one per branch
-    "Grad-CAM of every branch, nothing mixed. ValueError for a network without branches."
+    """Grad-CAM of every branch in evaluation mode, nothing mixed; the mode is afterwards as it
+    was. ValueError for a network without branches, and without images."""
     check_branches(model)
-    device = next(model.eval().parameters()).device
-    differentiates, parts = model.options.cam_grad == "batch", []
-    for batch in torch.arange(len(images)).split(batch_size):
-        classes = None if labels is None else torch.as_tensor(labels)[batch]
-        with torch.set_grad_enabled(differentiates):
+    check_batch(images)
+    device, parts = next(model.parameters()).device, []
+    with evaluating(model), torch.set_grad_enabled(model.options.cam_grad == "batch"):
+        for batch in torch.arange(len(images)).split(batch_size):
+            classes = None if labels is None else torch.as_tensor(labels)[batch]
             parts.append(_looks(model, images[batch].to(device), classes))
     return [torch.cat(maps) for maps in zip(*parts)]
 

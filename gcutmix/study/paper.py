@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'BOTH', 'METRICS', 'ROWS', 'SPLITS', 'PUBLISHED', 'BRANCH_BY_BRANCH', 'PARTNERS', 'PAPER', 'SLIPS',
            'QUESTIONS', 'TABLES', 'USUAL', 'as_columns', 'rows_of', 'has_slip', 'printed_difference', 'filled',
-           'usual_where_idle', 'num_blocks', 'base_k', 'cell_of']
+           'check_known', 'is_run', 'usual_where_idle', 'num_blocks', 'base_k', 'cell_of']
 
 # %% ../../nbs/20_paper.ipynb #e8617d6d
 import numpy as np
 
+from ..base.inputs import check_pair, one_of
 from ..base.resume import recipe
+from ..base.strangers import check_run, from_elsewhere
 from ..config import TrainConfig
 from ..model import BACKBONES
 from ..variants import VARIANTS, find_variant
@@ -143,6 +145,22 @@ def filled(
     return {**USUAL, **settings}
 
 # %% ../../nbs/20_paper.ipynb #c0053d19
+def check_known(
+    settings, # a `recipe`, of any age
+):
+    "ValueError for a method or a backbone that this version does not have."
+    settings = filled(settings)
+    one_of("variant", settings["variant"], VARIANTS)
+    one_of("backbone", settings["backbone"], BACKBONES)
+    for key in ("size", "block"): check_pair(key, settings[key])
+
+def is_run(content):
+    "Whether a file holds the result of a run. ValueError if it is none that can be used."
+    if from_elsewhere(content): return False
+    check_run(content, TrainConfig)
+    check_known(content["recipe"])
+    return True
+
 def usual_where_idle(
     settings, # a whole `recipe`
 ):            # dict

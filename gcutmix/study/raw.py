@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from ..base.console import command, command_line, numbers
-from ..base.files import code_version, provenance, read_json, write_json
+from ..base.files import code_version, provenance, write_json
+from ..base.strangers import read_entries
 from ..data import load_dataset
 from ..evaluation import evaluate, extract_features
-from ..images import load_images
+from ..images import load_splits
 from ..model import create_backbone
 from ..training import TrainConfig, recipe
 
@@ -33,9 +34,8 @@ def raw_network(
 # %% ../../nbs/26_raw.ipynb #32c22ed1
 def raw_features(model, data, size):
     "Features, pids and camids of query and gallery, as `evaluate` wants them."
-    six = []
-    for split in (data.query, data.gallery):
-        images = load_images(split, size)
+    six, splits = [], (data.query, data.gallery)
+    for split, images in zip(splits, load_splits(splits, size)):
         six += [extract_features(model, images), split.pids, split.camids]
     return six
 
@@ -57,11 +57,12 @@ def gcutmix_raw(
     settings = recipe(TrainConfig(dataset=dataset, backbone=backbone, weights=weights, size=size))
     asked = {key: settings[key] for key in KEPT}
     file = Path(out)/f"raw-{backbone}.json"
-    if file.exists() and read_json(file)["recipe"] != asked:
+    if file.exists() and read_entries(file, recipe=dict)["recipe"] != asked:
         raise ValueError(f"{file.name} was made with other settings; choose another `out`, "
                          f"or delete it")
+    network = raw_network(backbone, weights)
     data = load_dataset(dataset, root)
-    six = raw_features(raw_network(backbone, weights), data, size)
+    six = raw_features(network, data, size)
     metrics = evaluate(*six).numbers()
     write_json(file, dict(command=command_line("gcutmix_raw", **asked), code=code_version(),
                           recipe=asked, **provenance(data, "cpu", weights), metrics=metrics))

@@ -16,16 +16,17 @@ import torch
 from PIL import Image
 
 from ..base.console import command
-from ..base.files import read_json, write_atomically
+from ..base.files import write_atomically
 from ..base.pictures import STYLE
+from ..base.strangers import read_checked
 from ..data import load_dataset
 from ..images import load_images
 from ..model import load_model
-from .beside import main_group, phase_gains, plot_cost, rivalry, table_2
+from .beside import check_cost, main_group, phase_gains, plot_cost, rivalry, table_2
 from .exhibits import (plot_attention, plot_cues, plot_mix, plot_occlusion,
                                     plot_ranked)
 from .figures import plot_cmc, plot_curves, plot_differences, plot_k
-from .paper import COLUMNS, SLIPS
+from .paper import COLUMNS, SLIPS, is_run
 from .runs import plan, shortened
 from .tables import (by_setting, comparisons, coverage_rows, markdown, overlap_rows,
                                   provenance_line, read_attention, read_results, setting, table)
@@ -146,7 +147,7 @@ def draw_table_2(
     "Table 2 with drawn and real people and the cost of every method; accuracy against cost as SVG."
     sides = {side: main_group(found.get(name, [])) for side, name in SIDES.items()}
     file = Path(results)/"benchmarks"/"methods-tiny-cpu.json"
-    cost = read_json(file) if file.exists() else None
+    cost = read_checked(file, check_cost) if file.exists() else None
     text = ["# Table 2, measured\n", markdown(table_2(sides, cost)) + "\n"]
     for side, group in sides.items():
         if group: text += [f"{side}: {setting(group[0])}; {provenance_line(group)}\n"]
@@ -189,7 +190,7 @@ def gcutmix_demo(
     out = Path(out)
     base = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out)
     if epochs is not None: base = shortened(base, epochs)
-    results = [read_json(fit(config).paths.result) for config in plan(base, "3")]
+    results = [read_checked(fit(config).paths.result, is_run) for config in plan(base, "3")]
     text = (f"{markdown(table(results, '3', 'pedestrians'))}\n\nPedestrians (drawn), rank-1 and "
             f"mAP in per cent. {provenance_line(results)}\n")
     write_atomically(out/"table3.md", lambda part: part.write_text(text, encoding="utf-8"))

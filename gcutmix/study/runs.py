@@ -11,10 +11,12 @@ import re, time
 from dataclasses import replace
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ..base.console import command
-from ..base.files import check_writable
+from ..base.locks import Busy
+from ..base.inputs import at_least
+from ..model import check_backbone
+from ..base.devices import alone
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
 from ..training import fit, make_preset, read_run, recipe, run_paths
@@ -112,14 +114,8 @@ def run_one(
     quiet=False,        # no progress
 ):                      # `Run`; None if a different process is at it
     "Train one configuration, or go on with it, unless a different process does."
-    paths = run_paths(config)
-    check_writable(paths.result.parent)
-    lock = paths.result.with_suffix(".lock")
-    try:
-        with FileLock(lock, timeout=0):
-            try: return fit(config, quiet=quiet, max_seconds=max_seconds)
-            finally: lock.unlink(missing_ok=True)
-    except Timeout: return None
+    try: return fit(config, quiet=quiet, max_seconds=max_seconds)
+    except Busy: return None
 
 # %% ../../nbs/21_runs.ipynb #069b0aac
 def shortened(
@@ -152,6 +148,12 @@ def run_missing(
         elif next: break
 
 # %% ../../nbs/21_runs.ipynb #ed027f02
+def _check(base, seeds, budget):
+    check_backbone(base.backbone, base.weights)
+    at_least("seeds", seeds, 1)
+    at_least("budget", budget, 0)
+
+# %% ../../nbs/21_runs.ipynb #62ac5d9f
 @command
 def gcutmix_reproduce(
     dataset:str="pedestrians", # as in gcutmix_train
@@ -176,7 +178,9 @@ def gcutmix_reproduce(
     name = preset or PRESETS.get(dataset, "paper")
     base = make_preset(name, dataset, out=out or f"results/{dataset}", **given)
     if epochs is not None: base = shortened(base, epochs)
+    _check(base, seeds, budget)
     runs = plan(base, table, seeds)
+    alone(gcutmix_reproduce)
     run_missing(runs, base.out, budget, next)
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
 

@@ -9,27 +9,23 @@ __all__ = ['CELL', 'NAMED', 'FREE', 'T975', 'read_results', 'read_attention', 's
 
 # %% ../../nbs/22_tables.ipynb #838d4738
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 
-from ..base.files import read_json
+from ..base.strangers import read_usable
+from .cues import check_attention
 from .paper import (METRICS, PAPER, QUESTIONS, TABLES, USUAL, cell_of, filled,
-                                 has_slip, usual_where_idle)
+                                 has_slip, is_run, usual_where_idle)
 
 # %% ../../nbs/22_tables.ipynb #ae4a6267
-def _read(folder, pattern): return [read_json(path) for path in sorted(Path(folder).glob(pattern))]
-
 def read_results(folder):
-    """The results of all finished runs in a folder, sorted by file name; an empty list
-    if there are none. ValueError for a file that is no JSON."""
-    found = _read(folder, "*.json")
-    return [r for r in found if "variant" in r.get("recipe", {}) and r.get("history")]
+    """The results of all finished runs in a folder, by file name; an empty list if there are none.
+    ValueError for a file that is no JSON, UserWarning for what cannot be used."""
+    return read_usable(folder, "*.json", is_run)
 
 def read_attention(folder):
     "What `gcutmix_attention` measured on test people of the network's own data set."
-    found = [r for r in _read(folder, "attention-*.json") if r["split"] == "query"]
-    return [r for r in found if r.get("dataset") in (None, r["recipe"]["dataset"])]
+    return read_usable(folder, "attention-*.json", check_attention)
 
 # %% ../../nbs/22_tables.ipynb #ed8b22cd
 CELL = ("variant", "own", "partner", "k", "seed") # what the runs of one table may differ in
@@ -63,10 +59,14 @@ def interval(values):
 # %% ../../nbs/22_tables.ipynb #470770f1
 def select(results, cell):
     "The runs of a cell: seed -> result. ValueError if a seed is there twice."
-    found = [r for r in results if cell_of(r["recipe"]) == cell]
-    runs = {r["recipe"]["seed"]: r for r in found}
-    if len(runs) < len(found):
-        raise ValueError(f"two results of {cell} have one seed: move one out of the folder")
+    runs = {}
+    for r in results:
+        if cell_of(r["recipe"]) != cell: continue
+        seed = r["recipe"]["seed"]
+        if seed in runs:
+            raise ValueError(f"two results of {cell} have one seed: move {r.get('file')} or "
+                             f"{runs[seed].get('file')} out of the folder")
+        runs[seed] = r
     return runs
 
 def percent(runs, key):

@@ -1,0 +1,151 @@
+"""Many processes mean the same as one.
+`torchrun --nproc_per_node 2 tests/test_processes.py FOLDER VARIANT ...` is what the tests start."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import gcutmix.base.cache as cache
+from gcutmix.base.processes import in_turn
+from gcutmix.config import make_preset
+from gcutmix.evaluation import extract_features
+from gcutmix.training import Trainer, fit
+from gcutmix.variants import VARIANTS
+
+FEW = "PC2", "BDB", "G+CutMix", "G+DropBlock"
+# its gradient jumps where a window ends between two cells: round-off decides to which side
+LEFT_OUT = "HA-CNN",
+
+
+@contextmanager
+def in_float64():
+    torch.set_default_dtype(torch.float64)
+    try: yield
+    finally: torch.set_default_dtype(torch.float32)
+
+
+def made(folder, variant, **settings):
+    config = make_preset("demo", "people", root=folder/"people", out=folder/"runs", p=4, dim=32,
+                         epochs=20, variant=variant, device="cpu", **settings)
+    return Trainer(config, quiet=True)
+
+
+def gradient(trainer):
+    found = [p.grad.flatten() for p in trainer.network.parameters() if p.grad is not None]
+    return torch.cat(found)
+
+
+def flat(tensors): return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+def first_step(folder, variant, **settings):
+    "Gradient, losses and running statistics after one step in float64."
+    with in_float64():
+        trainer = made(folder, variant, **settings)
+        trainer.train_step(next(iter(trainer.sampler)))
+        return [gradient(trainer), trainer.rows[0].nan_to_num(), flat(trainer.network.buffers())]
+
+
+def ten_steps(folder, variant="G"):
+    "Weights and running statistics after ten steps, and the metrics then."
+    trainer = made(folder, variant)
+    for epoch, steps in enumerate((4, 4, 2)):
+        trainer.epoch, trainer.rows = epoch, []
+        trainer.train_epoch(steps, lambda *_: None)
+    with trainer.sharing(): metrics = trainer.test().numbers()
+    return [flat(trainer.network.parameters()), flat(trainer.network.buffers()), metrics]
+
+
+def embedded(folder):
+    "Features of the training images, sixteen batches that lie on all processes."
+    trainer = made(folder, "PC2")
+    def embed(some): return extract_features(trainer.network, some)
+    with trainer.sharing(): return torch.cat(in_turn(embed, trainer.images.split(4)))
+
+
+def work(folder, variants):
+    "What any number of processes finds."
+    decoded, write = [], cache.write_cache
+    def counted(file, *more):
+        decoded.append(file.name)
+        write(file, *more)
+    cache.write_cache = counted
+    try:
+        found = dict(decoded=decoded, steps={name: first_step(folder, name) for name in variants},
+                     float32=ten_steps(folder), features=embedded(folder))
+        with in_float64(): found["float64"] = ten_steps(folder)
+        for settings in (dict(mining="local"), dict(sync_bn=False)):
+            found["steps"][str(settings)] = first_step(folder, "PC2", **settings)
+        return found
+    finally: cache.write_cache = write
+
+
+def endless(folder):
+    "A training that somebody else ends."
+    (folder/f"pid-{os.environ['RANK']}").write_text(f"{os.getpid()}")
+    fit(make_preset("demo", "people", root=folder/"people", out=folder/"runs", p=4, dim=32,
+                    epochs=9999, device="cpu"), quiet=True)
+
+
+def launch(*words, parts=2, start=subprocess.run, **how):
+    line = ["torchrun", "--standalone", "--nproc_per_node", f"{parts}", *map(str, words)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return start(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, **how)
+
+
+def apart(found, expected): return float((found - expected).norm()/expected.norm())
+
+
+def check(found, one):
+    "Two results of `work`, by many processes and by one."
+    for name, values in found["steps"].items():
+        errors = [apart(*pair) for pair in zip(values, one["steps"][name])]
+        if "mining" in name or "sync" in name: assert min(errors) > 1e-3, name
+        else: assert max(errors) < 1e-8, (name, errors)
+    assert torch.equal(found["features"], one["features"])
+    for kind, least in dict(float64=1e-10, float32=.05).items():
+        *values, metrics = found[kind]
+        assert max(apart(*pair) for pair in zip(values, one[kind])) < least
+        if kind == "float64": assert metrics == one[kind][-1]
+
+
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_many_processes_mean_the_same_as_one(parts, people, tmp_path):
+    "Gradients, ten steps, running statistics, features and metrics; each picture decoded once."
+    shutil.copytree(people, tmp_path/"people", ignore=shutil.ignore_patterns(".gcutmix"))
+    variants = FEW if parts == 2 else [name for name in VARIANTS if name not in LEFT_OUT]
+    done = launch(__file__, tmp_path, *variants, parts=parts)
+    assert done.returncode == 0, done.stdout[-3000:]
+    found = [torch.load(tmp_path/f"{rank}.pt") for rank in range(parts)]
+    assert sum(len(each["decoded"]) for each in found) == 3
+    one = work(tmp_path, variants)
+    for each in found: check(each, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_gone_ends_the_job_within_a_minute(number, people, tmp_path):
+    shutil.copytree(people, tmp_path/"people", ignore=shutil.ignore_patterns(".gcutmix"))
+    job = launch(__file__, tmp_path, "endless", start=subprocess.Popen)
+    while job.poll() is None and not (tmp_path/"pid-1").exists(): time.sleep(.1)
+    time.sleep(10)
+    since = time.monotonic()
+    os.kill(int((tmp_path/"pid-1").read_text()), number)
+    said, _ = job.communicate(timeout=100)
+    seconds = time.monotonic() - since
+    print(f"{number.name}: {seconds:.0f} s")
+    assert job.returncode and seconds < 60
+    assert "no sign of life" in said if number == signal.SIGSTOP else "SIGKILL" in said
+
+
+if __name__ == "__main__":
+    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+    if sys.argv[2:] == ["endless"]: endless(folder)
+    torch.save(work(folder, sys.argv[2:]), folder/f"{rank}.pt")
