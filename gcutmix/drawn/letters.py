@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..base.files import digest, file_digest
+from ..base.files import file_digest
 
 # %% ../../nbs/13_letters.ipynb #db2425f8
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..base.console import Progress, command, command_line, words
+from ..base.console import Progress, command, command_line
 from ..base.files import code_version, hardware, now, packages, read_json, write_json
 from ..cutmix import feature_cutmix, sample_partners
 from ..drawn.letters import SETS
@@ -162,7 +162,7 @@ def classify(plan, out, quiet=False):
 
 @command
 def gcutmix_classify(
-    data:words=tuple(SETS),   # letters, mnist5k, or both
+    data:str=",".join(SETS),  # data sets, between commas
     ways:str=";".join(WAYS),  # ways to train, between semicolons
     seed:int=0,               # the first seed
     seeds:int=5,              # how many
@@ -170,7 +170,7 @@ def gcutmix_classify(
 ):
     "Train classifiers of letters and digits, each in several ways. A run that has a result is left."
     for number in range(seed, seed + seeds):
-        for name in data:
+        for name in data.split(","):
             for way in ways.split(";"):
                 plan = Plan(name, way, number)
                 if not result_file(plan, out).exists(): classify(plan, out)
@@ -197,7 +197,7 @@ def classification_table(
     for way, runs in found.items():
         mine = accuracies(runs)
         both = [mine[seed] - base[seed] for seed in mine if seed in base]
-        gap = plus_minus(*interval(both), "+") if both and way != to else ""
+        gap = plus_minus(*interval(both), sign="+") if both and way != to else ""
         accuracy = plus_minus(*interval([*mine.values()])) if mine else ""
         seconds = f"{np.mean([r['seconds'] for r in runs.values()]):.0f}" if runs else ""
         rows.append({"": way, "accuracy": accuracy, f"less {to}": gap, "seeds": str(len(mine) or ""),
