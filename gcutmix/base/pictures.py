@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['BRANCHES', 'BRANCH_LINES', 'RIGHT', 'WRONG', 'OURS', 'THEIRS', 'ACCENT', 'QUIET', 'HEAT', 'STYLE', 'use_style',
-           'show_image', 'show_images', 'show_heat', 'outline', 'show_ranked_lists']
+           'show_image', 'show_images', 'show_heat', 'outline', 'show_ranked_lists', 'save_figure']
 
 # %% ../../nbs/53_pictures.ipynb #542cd88f
 import sys
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.patheffects import Normal, Stroke
+from PIL import Image
+
+from .files import write_atomically
 
 # %% ../../nbs/53_pictures.ipynb #71986dcb
 BRANCHES = dict(G="#6A3D9A", AC1="#B15928", AC2="#00A6A6", BDB1="#F781BF", BDB2="#8C8C00",
@@ -118,3 +122,14 @@ def show_ranked_lists(
     top = 1 - .25/fig.get_figheight()
     fig.subplots_adjust(left=.04, right=.99, top=top, bottom=.01, wspace=.12, hspace=.06)
     return fig
+
+# %% ../../nbs/53_pictures.ipynb #5be0c9f6
+def save_figure(figure, path, colours=256):
+    "Write a figure in the format of its name, a PNG with a palette (a third of the bytes)."
+    drawn, kind = BytesIO(), path.suffix[1:]
+    figure.savefig(drawn, format=kind, bbox_inches="tight")
+    plt.close(figure)
+    def write(part):
+        if kind != "png": return part.write_bytes(drawn.getvalue())
+        Image.open(drawn).convert("RGB").quantize(colours).save(part, "png", optimize=True)
+    write_atomically(path, write)

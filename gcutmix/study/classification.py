@@ -4,26 +4,24 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'Way', 'mixed_cross_entropy', 'batch_loss', 'Plan', 'start', 'draw_batch', 'train', 'test', 'result_file',
-           'classify', 'gcutmix_classify', 'read_classified', 'accuracies', 'classification_table']
+           'classify', 'gcutmix_classify']
 
 # %% ../../nbs/14_classification.ipynb #b4ecd574
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..base.console import Progress, command, command_line
-from ..base.files import code_version, hardware, now, packages, read_json, write_json
+from ..base.files import code_version, hardware, now, packages, write_json
 from ..cutmix import feature_cutmix, sample_partners
 from ..drawn.letters import SETS
 from ..images import keyed_generator, normalize, random_crop
 from ..layer import add_branches
 from ..model import create_backbone
 from ..rivals.mixing import random_boxes
-from .tables import interval, plus_minus
 
 # %% ../../nbs/14_classification.ipynb #9a226d7b
 @dataclass(frozen=True)
@@ -174,32 +172,3 @@ def gcutmix_classify(
             for way in ways.split(";"):
                 plan = Plan(name, way, number)
                 if not result_file(plan, out).exists(): classify(plan, out)
-
-# %% ../../nbs/14_classification.ipynb #18687cd9
-def read_classified(folder):
-    "way -> seed -> result, of one data set."
-    found = {way: {} for way in WAYS}
-    for path in sorted(Path(folder).glob("*-s*.json")):
-        result = read_json(path)
-        if result.get("kind") == "classification":
-            found[result["recipe"]["way"]][result["recipe"]["seed"]] = result
-    return found
-
-def accuracies(runs): return {seed: 100*r["metrics"]["accuracy"] for seed, r in runs.items()}
-
-def classification_table(
-    folder,       # with the results of one data set
-    to="one head", # the way to compare with
-):                # list of dicts of texts
-    "Accuracy in per cent for each way, and its difference, seed by seed. What never ran is empty."
-    found, rows = read_classified(folder), []
-    base = accuracies(found[to])
-    for way, runs in found.items():
-        mine = accuracies(runs)
-        both = [mine[seed] - base[seed] for seed in mine if seed in base]
-        gap = plus_minus(*interval(both), sign="+") if both and way != to else ""
-        accuracy = plus_minus(*interval([*mine.values()])) if mine else ""
-        seconds = f"{np.mean([r['seconds'] for r in runs.values()]):.0f}" if runs else ""
-        rows.append({"": way, "accuracy": accuracy, f"less {to}": gap, "seeds": str(len(mine) or ""),
-                     "seconds": seconds})
-    return rows
