@@ -32,8 +32,9 @@ def in_float64():
 
 
 def made(folder, variant, **settings):
-    config = make_preset("demo", "people", root=folder/"people", out=folder/"runs", p=4, dim=32,
-                         epochs=20, variant=variant, device="cpu", **settings)
+    usual = dict(variant=variant, p=4, dim=32, epochs=20, device="cpu")
+    config = make_preset("demo", "people", root=folder/"people", out=folder/"runs",
+                         **usual | settings)
     return Trainer(config, quiet=True)
 
 
@@ -81,7 +82,7 @@ def work(folder, variants):
         found = dict(decoded=decoded, steps={name: first_step(folder, name) for name in variants},
                      float32=ten_steps(folder), features=embedded(folder))
         with in_float64(): found["float64"] = ten_steps(folder)
-        for settings in (dict(mining="local"), dict(sync_bn=False)):
+        for settings in (dict(mining="local", p=8), dict(sync_bn=False)):
             found["steps"][str(settings)] = first_step(folder, "PC2", **settings)
         return found
     finally: cache.write_cache = write
