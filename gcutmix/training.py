@@ -212,7 +212,6 @@ def fit(
         if paths.checkpoint.exists(): trainer.load()
         stop, deadline = trainer.total, time.monotonic() + max_seconds
         if max_steps is not None: stop = min(stop, trainer.done + max_steps)
-        with stoppable(trainer.leave), trainer.sharing(): trainer.run(stop, deadline)
-        trainer.accelerator.wait_for_everyone()
+        with trainer.sharing(), stoppable(trainer.leave): trainer.run(stop, deadline)
     if trainer.epoch < config.epochs: return Run(config, trainer.history, paths)
     return read_run(paths.result, config)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'share', 'sharing', 'share_of', 'part', 'rand', 'use_group', 'gather', 'average', 'everybody', 'mine',
-           'rows_of', 'any_of_us', 'in_turn', 'check_same', 'same_buffers']
+           'rows_of', 'any_of_us', 'any_signal', 'in_turn', 'check_same', 'same_buffers']
 
 # %% ../../nbs/90_processes.ipynb #215ceff1
 from contextlib import contextmanager
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from .locks import agreeing, held
 
 # %% ../../nbs/90_processes.ipynb #5d8cbb3f
 class Share(NamedTuple):
@@ -33,10 +35,12 @@ def sharing(rank, parts, local=False):
     try: yield
     finally: _shares.pop()
 
+@contextmanager
 def share_of(run):
-    "`sharing`, for a `Trainer`."
+    "`sharing`, for a `Trainer`; a signal to any process ends all of them after the same step."
     rank, local = run.accelerator.process_index, run.config.mining == "local"
-    return sharing(rank, run.parts, local)
+    agree = any_signal if run.parts > 1 else None
+    with sharing(rank, run.parts, local), agreeing(agree): yield
 
 # %% ../../nbs/90_processes.ipynb #a23c6bd5
 def part(x, dim=0):
@@ -137,13 +141,17 @@ def any_of_us(flag):
     if share().parts == 1: return flag
     return bool(average(torch.tensor(float(flag))) > 0)
 
+def any_signal(number):
+    "The signal that any process was sent, or 0: all hear the same."
+    return int(gather(torch.tensor([number])).max())
+
 def in_turn(work, items):
     "Results of `work`, in the order of the items, for all: each process does every `parts`-th."
     rank, parts, _ = share()
     if parts == 1: return [work(item) for item in items]
     found = []
     for start in range(0, len(items), parts):
-        own = [work(item) for item in items[start + rank:start + rank + 1]]
+        with held(): own = [work(item) for item in items[start + rank:start + rank + 1]]
         round_: list = [None]*parts
         dist.all_gather_object(round_, own, group=_groups.get("cpu"))
         found += [result for part in round_ for result in part]

@@ -152,10 +152,9 @@ def finish_run(
 
 def leave_run(run):
     "Write what a `Trainer` has: its result if all epochs are over, else a checkpoint; say which."
-    name, files = run.paths.result.stem, run.paths
-    if run.epoch == run.config.epochs:
-        run.finish()
-        return f"{name} is finished, see {files.result}"
-    run.save()
+    name, files, over = run.paths.result.stem, run.paths, run.epoch == run.config.epochs
+    run.finish() if over else run.save()
+    run.accelerator.wait_for_everyone() # nobody ends before it is written
+    if over: return f"{name} is finished, see {files.result}"
     return (f"{name} stopped after iteration {run.done:,} of {run.total:,}; the same call goes on "
             f"from {files.checkpoint}")

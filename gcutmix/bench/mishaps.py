@@ -161,7 +161,8 @@ SURROUNDINGS = {
     "Latin 1": dict(PYTHONUTF8="0", LC_ALL="C", PYTHONIOENCODING="latin-1"),
     "backend": dict(MPLBACKEND="module://matplotlib_inline.backend_inline"),
     "read-only": dict(HOME="/none")}
-DRAW = "from gcutmix.pedestrians import gcutmix_pedestrians as draw; draw()"
+DRAW = """from signal import * # a job in a shell's background ignores Ctrl-C
+signal(SIGINT, default_int_handler); from gcutmix.pedestrians import *; gcutmix_pedestrians()"""
 TRAIN = """import os
 from gcutmix.commands import gcutmix_train
 os.geteuid() or os.environ.get("HOME") != "/none" or os.setuid(65534) # root may write anywhere
