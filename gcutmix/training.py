@@ -17,6 +17,7 @@ from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version, fingerprints
 from .base.locks import held, locked, stoppable
+from .base.model_files import about_run
 from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
                                     share_of)
 from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
@@ -190,8 +191,8 @@ def run(self: Trainer, stop, deadline):
 @patch
 def finish(self: Trainer):
     "Write network and result."
-    about = dict(dataset=self.config.dataset, size=self.config.size)
-    finish_run(self, command_of(self.config), lambda file: save_model(self.network, file, **about))
+    def save(file): save_model(self.network, file, **about_run(self))
+    finish_run(self, command_of(self.config), save)
 
 # %% ../nbs/09_training.ipynb #09dd87dd
 def fit(
