@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NORMAL', 'ABOUT', 'licence_note', 'about_run', 'as_bytes', 'FromFile', 'loaded']
 
-# %% ../../nbs/85_model_files.ipynb #cf7de894
+# %% ../../nbs/85_model_files.ipynb #a789f51a
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from .decoding import opaque, shallow, upright
+from .onward import numbers_of
 from .states import is_local, say_taken, split_state
 from .strangers import read_tensors
 
-# %% ../../nbs/85_model_files.ipynb #4e7db2dd
+# %% ../../nbs/85_model_files.ipynb #52f3d65a
 NORMAL = dict(mean=[.485, .456, .406], std=[.229, .224, .225]) # of RGB from 0 to 1
 
-# %% ../../nbs/85_model_files.ipynb #118c5ac0
+# %% ../../nbs/85_model_files.ipynb #678d7c4d
 def licence_note(
     drawn,   # whether the pictures were drawn
     weights, # what the training started from; None: from scratch
@@ -30,7 +31,7 @@ def licence_note(
             "usually research only, and it should not be published")
     return note + (f"; it started from {weights}, whose terms hold, too" if weights else "")
 
-# %% ../../nbs/85_model_files.ipynb #c5285972
+# %% ../../nbs/85_model_files.ipynb #aff52fb9
 ABOUT = ("dataset", "size", "mean", "std", "weights", "pictures", "epochs", "metrics", "code",
          "licence") # what a run adds to the recipe of a network
 
@@ -40,13 +41,13 @@ def about_run(
     "What a network's file says beside how it is built."
     train, c = run.fingerprints["train"], run.config
     weights = run.weights and getattr(run.weights, "name", str(run.weights)).split("/")[-1]
-    numbers = {name: round(run.metrics.numbers()[name], 6) for name in ("rank1", "mAP", "mINP")}
+    numbers = {name: round(numbers_of(run)[name], 6) for name in ("rank1", "mAP", "mINP")}
     about = dict(dataset=c.dataset, size=c.size, **NORMAL, weights=weights,
                  pictures=train["images"], epochs=run.epoch, metrics=numbers, code=run.code,
                  licence=licence_note("drawn" in train, weights))
     return {key: about[key] for key in ABOUT}
 
-# %% ../../nbs/85_model_files.ipynb #579e08ad
+# %% ../../nbs/85_model_files.ipynb #ea07a8c4
 def as_bytes(
     picture, # of PIL, or an array (H,W,3) or (H,W) of bytes
     size,    # height and width
@@ -64,7 +65,7 @@ def as_bytes(
     resized = picture.resize(tuple(size)[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
-# %% ../../nbs/85_model_files.ipynb #3ca36023
+# %% ../../nbs/85_model_files.ipynb #5120bd38
 class FromFile:
     "What a network can do that knows its `recipe`, a dict; None: it comes from no file."
     recipe = None
@@ -121,7 +122,7 @@ class FromFile:
             return self(part.to(like.device, like.dtype)).float().cpu()
         return torch.cat([features(part) for part in batch.split(batch_size)])
 
-# %% ../../nbs/85_model_files.ipynb #a1867529
+# %% ../../nbs/85_model_files.ipynb #fbbfda44
 def loaded(network, recipe):
     "A network that knows its recipe, in evaluation mode; what the file does not say is usual."
     network.recipe = NORMAL | recipe
