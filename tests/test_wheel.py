@@ -57,7 +57,7 @@ def test_wheel_asks_for_little(wheel):
 
 def test_every_extra_is_there(wheel):
     text = metadata(wheel, "METADATA")
-    assert {f"Provides-Extra: {name}" for name in ("study", "bench", "raw", "dev")} <= set(
+    assert {f"Provides-Extra: {name}" for name in ("study", "bench", "raw", "onnx", "log", "dev")} <= set(
         text.splitlines())
 
 

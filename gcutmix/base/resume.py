@@ -20,6 +20,7 @@ from .files import provenance, sealed, write_json
 from .fingerprints import check_pictures
 from .model_files import about_run
 from .onward import best_weights, numbers_of
+from .states import renamed
 
 # %% ../../nbs/46_resume.ipynb #a589f17a
 PLACES = ("root", "out", "name", "device", "keep_state", "log")
@@ -112,6 +113,7 @@ def load_run(run):
         if wrong: raise ValueError(f"{file.name} holds {wrong}. {advice}")
     state = read_checkpoint(run.paths, advice, run.accelerator.print)
     refuse(wrong_kind(state))
+    state["model"] = renamed(state["model"])
     default = recipe(type(run.config)())
     found = state["recipe"]
     # the last state of a finished run: see `onward.reopened`

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from .files import write_atomically
 from .inputs import one_of
 from .model_files import ABOUT
-from .states import is_local, split_state, weights_name
+from .states import is_local, renamed, split_state, weights_name
 from .strangers import readable, read_tensors
 
 # %% ../../nbs/49_weights.ipynb #0800515e
@@ -192,7 +192,7 @@ def read_network(
     if foreign := sorted(set(recipe) - {*needs, *usual, *ABOUT}):
         warnings.warn(f"{Path(path).name} names {', '.join(foreign)}, which plays no part in this "
                       f"version: if a newer gcutmix wrote it, update", stacklevel=3)
-    recipe = {**usual, **recipe}
+    recipe, state = {**usual, **recipe}, renamed(state)
     check_recipe(path, build, recipe, state)
     network = build(recipe)
     network.load_state_dict(state, strict=False) # `check_fit` was stricter
