@@ -8,6 +8,8 @@ __all__ = ['MISSING', 'LIMITS', 'facts_of', 'model_card', 'gcutmix_card']
 # %% ../nbs/88_cards.ipynb #bd481409
 from pathlib import Path
 
+import numpy as np
+
 from .base.console import command
 from .base.model_files import as_bytes
 from .model import load_model
@@ -30,8 +32,8 @@ def facts_of(
         "pictures go in as": f"RGB, {size[0]} high and {size[1]} wide" if size else MISSING,
         "normalised by": f"mean {about['mean']}, standard deviation {about['std']} (of 0 to 1)",
         "features come out as": f"{network.embed(grey).shape[1]} numbers, Euclidean distance",
-        "trained on": f"{noted['dataset']}: {about['num_classes']} people, "
-                      f"{noted['pictures']} pictures, {noted['epochs']} epochs",
+        "trained on": f"{noted['dataset']}, {about['num_classes']} people",
+        "pictures; epochs": f"{noted['pictures']}; {noted['epochs']}",
         "started from": about.get("weights", MISSING) or "random numbers",
         "made by": f"gcutmix {noted['code']}"}
 

@@ -20,7 +20,7 @@ from .base.files import paths_beside
 from .base.fingerprints import check_finished
 from .base.inputs import at_least, check_fields, check_kinds
 from .base.logs import check_log
-from .base.onward import check_keep
+from .base.onward import check_keep, check_start
 from .base.resume import check_settings, recipe
 from .base.strangers import check_run, read_checked
 from .data import data_at_hand
@@ -120,6 +120,7 @@ def check_config(config):
     check_log(config.log)
     if None in (config.dataset, config.out): raise ValueError("dataset and out: found none")
     check_keep(config.keep, config.dataset, config.eval_every)
+    check_start(config.weights, config.dataset)
 
 # %% ../nbs/56_config.ipynb #7f8f0391
 RECIPES = {

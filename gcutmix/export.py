@@ -6,8 +6,8 @@
 __all__ = ['BATCHES', 'NEAR', 'KINDS', 'FromBytes', 'program_of', 'largest_difference', 'export', 'gcutmix_export']
 
 # %% ../nbs/86_export.ipynb #87282377
-import json, logging
-from contextlib import contextmanager
+import io, json, logging
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -33,9 +33,10 @@ class FromBytes(nn.Module):
 @contextmanager
 def _quiet():
     "PyTorch explains a failure in hundreds of lines; one sentence is better."
-    before = logging.root.manager.disable
+    before, nowhere = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
-    try: yield
+    try:
+        with redirect_stdout(nowhere), redirect_stderr(nowhere): yield
     finally: logging.disable(before)
 
 def program_of(
@@ -128,4 +129,4 @@ def gcutmix_export(
     worst = export(network, out)
     height, width = network.recipe["size"]
     print(f"{out}: pictures, bytes (N,3,{height},{width}) in RGB, to features. In batches of "
-          f"{' and '.join(map(str, BATCHES))} the largest difference is {worst:.0e}")
+          f"{' and '.join(map(str, BATCHES))} the largest difference is {worst:.1g}")

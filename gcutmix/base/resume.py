@@ -18,8 +18,8 @@ from .checkpoints import (FORMATS, read_checkpoint, write_checkpoint, wrong_kind
 from .devices import use_bf16
 from .files import provenance, sealed, write_json
 from .fingerprints import check_pictures
-from .model_files import about_run
-from .onward import best_weights, numbers_of
+from .model_files import about_run, numbers_of
+from .onward import best_weights
 from .states import renamed
 
 # %% ../../nbs/46_resume.ipynb #a589f17a
