@@ -39,7 +39,7 @@ def write_csv(path, history):
 def check_log(log):
     "ImportError with advice if TensorBoard is asked for and not installed."
     if log != "tensorboard": return
-    with extra("log"): import tensorboard # noqa: F401
+    with extra("log"): import tensorboard # noqa: F401 # only whether it is here
 
 def _write_events(run, entry):
     "An epoch's numbers for TensorBoard; what a stopped run wrote beyond its checkpoint is hidden."

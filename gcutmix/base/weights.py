@@ -74,7 +74,8 @@ def load_weights(
 
 # %% ../../nbs/49_weights.ipynb #7eab7673
 def check_own(path, backbone):
-    "ValueError if a network of this package is damaged, or has a different backbone."
+    "ValueError if a file is a network of this package that is damaged or on another backbone."
+    if not Path(path).is_file(): raise FileNotFoundError(f"no weight file {path}; {PUBLISHED}")
     if Path(path).suffix != ".safetensors" or "config" not in read_metadata(path): return
     found = read_recipe(path).get("backbone")
     if found != backbone:
@@ -87,8 +88,8 @@ def check_weights(name, weights, networks):
     one_of("backbone", name, networks)
     if (weights := weights_name(weights)) is None: return
     if is_local(weights):
-        if Path(weights).is_file(): return check_own(weights, name)
-        raise FileNotFoundError(f"no weight file {weights}; {PUBLISHED}")
+        check_own(weights, name)
+        return
     if name not in torchvision.models.list_models():
         raise ValueError(f"nobody publishes weights of {name}, found weights={str(weights)!r}: "
                          f"use None or a local file")
