@@ -9,8 +9,9 @@ parser = ConfigParser(delimiters=["="])
 parser.read(here/"settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("study", "bench", "raw", "dev")}
-extras["dev"] += [word for name in ("study", "bench", "raw") for word in extras[name]]
+names = ("study", "bench", "raw", "onnx", "log")
+extras = {name: cfg[f"{name}_requirements"].split() for name in (*names, "dev")}
+extras["dev"] += [word for name in names for word in extras[name]]
 
 setup(
     name=cfg["lib_name"],

@@ -14,6 +14,7 @@ from .base.devices import choose_device, is_first
 from .base.files import code_version, file_digest, hardware, packages, write_json
 from .base.fingerprints import check_people, differences, fingerprint
 from .base.inputs import at_least, check_pair, one_of
+from .base.onward import reported_epoch
 from .base.strangers import read_entries
 from .config import TrainConfig, make_preset
 from .data import load_dataset
@@ -26,7 +27,7 @@ from .variants import idle_settings
 # %% ../nbs/54_commands.ipynb #0715c2c5
 def report(run):
     "One line on a run."
-    epoch = len(run.history)
+    epoch = reported_epoch(run.history, run.config.keep) if run.metrics else len(run.history)
     if run.metrics is None:
         return (f"stopped after epoch {epoch} of {run.config.epochs}; the same command goes on "
                 f"from {run.paths.checkpoint}")

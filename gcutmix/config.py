@@ -15,10 +15,12 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from .base.console import changed, command_line
-from .base.devices import DEVICES
+from .base.devices import check_device
 from .base.files import paths_beside
 from .base.fingerprints import check_finished
 from .base.inputs import at_least, check_fields, check_kinds
+from .base.logs import check_log
+from .base.onward import check_keep, check_start
 from .base.resume import check_settings, recipe
 from .base.strangers import check_run, read_checked
 from .data import data_at_hand
@@ -76,7 +78,10 @@ class TrainConfig(Options):
     random_erasing: float = 0.       # chance of random erasing
     seed: int = 0                    # of everything random
     eval_every: int = 0              # epochs between tests for the curve; 0: only the last
-    device: str = "auto"             # auto, cuda, mps, cpu
+    keep: str = "last"               # which epoch to report: last, or best, on validation people
+    keep_state: bool = False         # keep the last state, so that more epochs can follow
+    log: str = "csv"                 # per epoch, beside the result: csv, or tensorboard as well
+    device: str = "auto"             # auto, cuda, cuda:1, mps, cpu
     precision: str = "auto"          # auto: bf16 on CUDA, else fp32; fp32; bf16
     channels_last: bool = True       # memory format
     mining: str = "global"           # hardest images and partners: of the whole batch; local: of
@@ -91,8 +96,7 @@ class TrainConfig(Options):
 SHARES = ("flip", "cutout_p", "cutout_share", "random_erasing", "label_smoothing")
 LEAST = dict(seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0, lr=0, weight_decay=0)
 CHOICES = dict(warmup_shape=("linear", "staircase"), precision=("auto", "fp32", "bf16"),
-               mining=("global", "local"),
-               device=DEVICES)
+               mining=("global", "local"), keep=("last", "best"), log=("csv", "tensorboard"))
 MOST = dict(seed=2**63 - 1) # what torch takes
 
 def check_name(name):
@@ -112,7 +116,11 @@ def check_config(config):
     Options.__post_init__(config)
     check_fields(config, CHOICES, SHARES, ["size"], LEAST, MOST)
     check_name(config.name)
+    check_device(config.device)
+    check_log(config.log)
     if None in (config.dataset, config.out): raise ValueError("dataset and out: found none")
+    check_keep(config.keep, config.dataset, config.eval_every)
+    check_start(config.weights, config.dataset)
 
 # %% ../nbs/56_config.ipynb #7f8f0391
 RECIPES = {

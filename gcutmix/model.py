@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .base.inputs import full
+from .base.model_files import FromFile, loaded
 from .base.norms import batch_variance
 from .base.weights import build_with_weights, check_weights, read_network, write_network
 from .config import Options
@@ -123,7 +124,7 @@ class Step:
     partners: torch.Tensor = None # (N,) whose map fills the holes, on the CPU
 
 # %% ../nbs/07_model.ipynb #bc4c9fc9
-class Network(nn.Module):
+class Network(FromFile, nn.Module):
     "Training: a list of `Step`, for the losses; evaluation: the feature (N,D) that is ranked."
     def __init__(self, variant, num_classes, backbone, options):
         super().__init__()
@@ -180,7 +181,7 @@ def create_model(
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"unknown option {unknown[0]!r}: expected one of {', '.join(known)}")
     build = resolve_name(find_variant(variant).builder)
-    return build(variant, num_classes, backbone, weights, Options(**options))
+    return build(variant, num_classes, backbone, weights, Options(**options)).start_from(weights)
 
 # %% ../nbs/07_model.ipynb #18f72329
 def check_map(
@@ -207,11 +208,10 @@ def save_model(
 
 def load_model(
     path, # a file that `save_model` wrote
-):        # (model in evaluation mode, recipe as a dict)
+):        # `Network` in evaluation mode, with `.recipe` and `.embed`; or unpacked: network, recipe
     """Build the network of a file. FileNotFoundError or ValueError if the file is something else.
     UserWarning if it names an option that this version does not know."""
     # An option that the file does not know came later, and its default means "as before".
     usual, needs = asdict(Options()), ("variant", "num_classes", "backbone")
     def build(recipe): return create_model(**{key: recipe[key] for key in (*needs, *usual)})
-    model, recipe = read_network(path, build, needs, usual)
-    return model.eval(), recipe
+    return loaded(*read_network(path, build, needs, usual))

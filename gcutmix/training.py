@@ -17,12 +17,14 @@ from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version, fingerprints
 from .base.locks import held, locked, stoppable
-from .base.processes import (any_of_us, average, check_same, in_turn, part, same_buffers,
-                                    share_of)
+from .base.logs import logged
+from .base.onward import keep_best, reopened
+from .base.processes import (any_of_us, average, check_divides, check_same, in_turn, part,
+                                    same_buffers, share_of)
 from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
                                  save_run)
 from .config import (Options, Run, TrainConfig, check_budget, command_of, make_preset,
-                            read_finished, read_run, run_paths)
+                            read_finished, read_run, run_paths, usual)
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
 from .guards import guarded, guards_of
@@ -38,8 +40,7 @@ _all_ = ["learning_rate", "TrainConfig", "make_preset", "recipe", "Run", "read_r
 def accuracy(logits, labels):
     "Share of the images that are named right; nan of a method that names nobody."
     if logits is None: return torch.tensor(torch.nan)
-    right = logits.argmax(1) == labels.to(logits.device, non_blocking=True)
-    return right.float().mean()
+    return (logits.argmax(1) == labels.to(logits.device, non_blocking=True)).float().mean()
 
 def forward_loss(
     model,     # from `create_model`
@@ -54,8 +55,8 @@ def forward_loss(
     losses, rows = find_variant(config.variant).losses, []
     for step in model(images, labels, generator):
         terms = losses(step, labels, config)
-        terms = [*terms, accuracy(step.logits, labels).to(terms[0].device)]
-        rows.append(torch.stack(terms))
+        right = accuracy(step.logits, labels).to(terms[0].device)
+        rows.append(torch.stack([*terms, right]))
     rows = torch.stack(rows)
     return rows[:, :-1].sum(), rows.detach()
 
@@ -78,19 +79,17 @@ class Trainer:
     "Data, network, optimiser, and where the run stands."
     save, load, leave, how = save_run, load_run, leave_run, property(how)
     begin_phase, aim, rate, sharing = begin_phase, aim, rate, share_of
-    def __init__(self, config, quiet=False):
+    def __init__(self, config, quiet=False, on_epoch=None):
         self.config, self.quiet, self.paths = config, quiet, run_paths(config)
         self.accelerator = make_accelerator(config.device)
         self.device, self.parts = self.accelerator.device, self.accelerator.num_processes
         self.processes = self.parts # all that the run has had
         self.epoch, self.rows, self.guards, self.history, self.seconds = 0, [], [], [], 0.
-        self.training, self.kept, self.first = training_of(config), None, None
+        self.training, self.kept, self.first, self.best = training_of(config), None, None, None
         self.terms, self.weights = find_variant(config.variant).terms, weights_of(config)
-        self.code, self.last_saved = code_version(), time.monotonic()
+        self.code, self.last_saved, self.on_epoch = code_version(), time.monotonic(), on_epoch
         check_backbone(config.backbone, self.weights)
-        if config.p % self.parts:
-            raise ValueError(f"p = {config.p} identities per batch do not divide among "
-                             f"{self.parts} processes; change p or the number of processes")
+        check_divides(config.p, self.parts)
         if self.accelerator.is_main_process: check_writable(self.paths.result.parent)
         self.prepare(load_dataset(config.dataset, config.root))
 
@@ -160,13 +159,14 @@ def test(self: Trainer):
     return evaluate(*sides)
 
 @patch
+@logged
 def end_epoch(self: Trainer):
     "Turn the epoch's steps into an entry of the history; test if asked for, and after the last."
     rate, seconds = self.rate(self.done - 1), round(self.seconds, 1)
     epoch, every = self.epoch + 1, self.config.eval_every
     entry = dict(epoch=epoch, lr=rate, **checked(self), **guards_of(self), seconds=seconds)
     if epoch == self.config.epochs or (every and epoch % every == 0):
-        self.metrics = self.test()
+        self.metrics = keep_best(self, self.test())
         entry.update(rank1=self.metrics.rank1, mAP=self.metrics.mAP)
     with held():
         self.epoch, self.rows, self.guards = epoch, [], []
@@ -190,8 +190,7 @@ def run(self: Trainer, stop, deadline):
 @patch
 def finish(self: Trainer):
     "Write network and result."
-    about = dict(dataset=self.config.dataset, size=self.config.size)
-    finish_run(self, command_of(self.config), lambda file: save_model(self.network, file, **about))
+    finish_run(self, command_of(self.config), save_model)
 
 # %% ../nbs/09_training.ipynb #09dd87dd
 def fit(
@@ -199,16 +198,17 @@ def fit(
     max_steps=None,       # stop after so many iterations, with a checkpoint to go on from
     quiet=False,          # no progress
     max_seconds=math.inf, # stop after so long
+    on_epoch=None,        # called with the trainer and the epoch's entry of the history
 ):                        # `Run`
     """Train, test after the last epoch, write the result. The same call goes on with a stopped run.
     A finished one is read from its result, and its data are compared if they are at hand.
     ValueError if files of that name are of another run, Busy (an OSError) if a different process
     trains it, FloatingPointError if training explodes."""
     check_budget(max_steps, max_seconds)
-    paths = run_paths(config)
+    paths = reopened(run_paths(config), recipe(config), usual(), training_of(config).phases)
     with locked(paths), stoppable():
         if paths.result.exists(): return read_finished(config)
-        trainer = Trainer(config, quiet)
+        trainer = Trainer(config, quiet, on_epoch)
         if paths.checkpoint.exists(): trainer.load()
         stop, deadline = trainer.total, time.monotonic() + max_seconds
         if max_steps is not None: stop = min(stop, trainer.done + max_steps)

@@ -114,7 +114,7 @@ STATE = create_backbone("tiny").state_dict()
 FIRST = next(iter(STATE))
 WIDE = torch.ones(1).expand(10**12) # of one number
 ODD = {"list": [1, 2], "text": "x", "number": 7, "none": None, "bare": torch.ones(2),
-       "harm": Harm(), "nested": dict(epoch=1, state_dict=STATE), "module": nn.Linear(2, 2),
+       "harm": Harm(), "nested": dict(epoch=1, network=STATE), "module": nn.Linear(2, 2),
        "empty": {}, "keys": {1: torch.ones(2)}, "integers": STATE | {FIRST: STATE[FIRST].int()},
        "complex": STATE | {FIRST: STATE[FIRST] + 0j},
        "nan": STATE | {FIRST: STATE[FIRST]*torch.nan},
@@ -147,6 +147,7 @@ def test_good_files_of_other_kinds_are_read(tmp_path):
     for name, content in dict(half={k: v.half() if v.is_floating_point() else v
                                     for k, v in state.items()},
                               module={f"module.{k}": v for k, v in state.items()},
+                              nested=dict(epoch=1, state_dict=state),
                               both={f"module._orig_mod.{k}": v for k, v in state.items()},
                               double={k: v.double() if v.is_floating_point() else v
                                       for k, v in state.items()}).items():

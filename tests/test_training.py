@@ -118,7 +118,7 @@ def test_a_signal_ends_a_command_with_a_checkpoint_and_one_line(short, name, tmp
     state = read_state(run_paths(short).checkpoint)
     assert (state["epoch"], len(state["rows"])) == (1, 3)
     same(fit(short, quiet=True), fit(replace(short, out=tmp_path/"whole"), quiet=True))
-    assert sorted(path.suffix for path in short.out.iterdir()) == [".json", ".safetensors"]
+    assert sorted(path.suffix for path in short.out.iterdir()) == [".csv", ".json", ".safetensors"]
 
 
 def sent(monkeypatch, at, *numbers):
@@ -182,7 +182,7 @@ def test_what_dead_processes_left_is_removed(short):
     other = paths.result.with_name(f"{paths.result.name}.x.77-abcd.part") # of a different run
     other.touch()
     fit(short, quiet=True)
-    assert set(short.out.iterdir()) == {paths.result, paths.model, other}
+    assert set(short.out.iterdir()) == {paths.result, paths.model, paths.log, other}
 
 
 def test_a_thread_trains_too(short):

@@ -57,8 +57,8 @@ def test_wheel_asks_for_little(wheel):
 
 def test_every_extra_is_there(wheel):
     text = metadata(wheel, "METADATA")
-    assert {f"Provides-Extra: {name}" for name in ("study", "bench", "raw", "dev")} <= set(
-        text.splitlines())
+    names = "study", "bench", "raw", "onnx", "log", "dev"
+    assert {f"Provides-Extra: {name}" for name in names} <= set(text.splitlines())
 
 
 def test_wheel_trains_in_an_empty_environment(wheel, tmp_path):

@@ -120,7 +120,7 @@ def read_json(path):
                      f"cell again, or take it from the repository")
 
 # %% ../../nbs/44_files.ipynb #aa5ceb5d
-ENDINGS = dict(result="json", model="safetensors", checkpoint="checkpoint.pt",
+ENDINGS = dict(result="json", model="safetensors", log="csv", checkpoint="checkpoint.pt",
                previous="checkpoint.pt.previous")
 
 def paths_beside(stem):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Share', 'share', 'sharing', 'share_of', 'part', 'rand', 'use_group', 'gather', 'average', 'everybody', 'mine',
-           'rows_of', 'any_of_us', 'any_signal', 'in_turn', 'check_same', 'same_buffers']
+           'rows_of', 'any_of_us', 'any_signal', 'in_turn', 'check_same', 'check_divides', 'same_buffers']
 
 # %% ../../nbs/90_processes.ipynb #215ceff1
 from contextlib import contextmanager
@@ -163,6 +163,12 @@ def check_same(done, file):
     if len(set(found)) > 1:
         raise ValueError(f"the processes would go on from iterations {found}: {file} must lie in a "
                          f"folder that all of them see; choose such an `out`")
+
+def check_divides(p, parts):
+    "ValueError unless the identities of a batch divide among the processes."
+    if p % parts == 0: return
+    raise ValueError(f"p = {p} identities per batch do not divide among {parts} processes; change "
+                     f"p or the number of processes")
 
 def same_buffers(network):
     "Running statistics and other buffers as the first process has them."

@@ -18,9 +18,12 @@ from .checkpoints import (FORMATS, read_checkpoint, write_checkpoint, wrong_kind
 from .devices import use_bf16
 from .files import provenance, sealed, write_json
 from .fingerprints import check_pictures
+from .model_files import about_run, numbers_of
+from .onward import best_weights
+from .states import renamed
 
 # %% ../../nbs/46_resume.ipynb #a589f17a
-PLACES = ("root", "out", "name", "device")
+PLACES = ("root", "out", "name", "device", "keep_state", "log")
 
 def recipe(
     config, # a dataclass, as `TrainConfig`
@@ -79,7 +82,7 @@ def save_run(run):
     state = dict(format=FORMATS[-1], recipe=recipe(run.config), how=run.how, code=run.code,
                  data=run.fingerprints, epoch=run.epoch, rows=run.rows,
                  guards=run.guards, history=run.history, seconds=run.seconds,
-                 phase=run.phase, kept=run.kept, first=run.first,
+                 phase=run.phase, kept=run.kept, first=run.first, best=run.best,
                  model=run.network.state_dict(), optimizer=run.optimizer.state_dict())
     write_checkpoint(run.paths, state)
 
@@ -110,8 +113,12 @@ def load_run(run):
         if wrong: raise ValueError(f"{file.name} holds {wrong}. {advice}")
     state = read_checkpoint(run.paths, advice, run.accelerator.print)
     refuse(wrong_kind(state))
+    state["model"] = renamed(state["model"])
     default = recipe(type(run.config)())
-    check_settings(state["recipe"], recipe(run.config), default, file.name, advice)
+    found = state["recipe"]
+    # the last state of a finished run: see `onward.reopened`
+    if state["epoch"] == found.get("epochs"): found = found | dict(epochs=run.config.epochs)
+    check_settings(found, recipe(run.config), default, file.name, advice)
     wanted = dict(precision=run.how["precision"]) # the number of processes may change
     check_settings(state["how"], wanted, {}, file.name, advice)
     check_pictures(file.name, state["data"], run.data, run.fingerprints, advice)
@@ -119,7 +126,8 @@ def load_run(run):
     run.begin_phase(state["phase"], anew=False)
     refuse(wrong_tensors(state["model"], run.network.state_dict()))
     refuse(wrong_moments(state["optimizer"], run.optimizer))
-    run.kept, run.first = state["kept"], state["first"]
+    run.kept, run.first, run.best = state["kept"], state["first"], state.get("best")
+    if run.best: refuse(wrong_tensors(run.best["model"], run.network.state_dict()))
     run.network.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.code = both(state["code"], run.code)
@@ -138,17 +146,20 @@ def how(run):
 def finish_run(
     run,          # a `Trainer` whose epochs are over
     command,      # that makes this run
-    save_network, # called with the file to write
+    save_network, # called with the network, the file to write, and what the file says of it
 ):
-    "Write network and result; delete the checkpoints."
+    "Write network and result; delete the checkpoints, or keep the last state if asked to."
     if not run.accelerator.is_main_process: return
     origin = provenance(run.data, run.device, run.weights) | dict(data=run.fingerprints)
-    save_network(run.paths.model)
+    with best_weights(run): save_network(run.network, run.paths.model, **about_run(run))
     write_json(run.paths.result, sealed(dict(
         command=command, code=run.code, iterations=run.total, seconds=round(run.seconds, 1),
-        **run.how, recipe=recipe(run.config), **origin, metrics=run.metrics.numbers(),
-        **(dict(first_phase=run.first) if run.first else {}), history=run.history)))
-    for path in (run.paths.checkpoint, run.paths.previous): path.unlink(missing_ok=True)
+        **run.how, recipe=recipe(run.config), **origin, metrics=numbers_of(run),
+        **(dict(first_phase=run.first) if run.first else {}),
+        **(dict(kept_epoch=run.best["epoch"]) if run.best else {}), history=run.history)))
+    if run.config.keep_state: save_run(run)
+    else: run.paths.checkpoint.unlink(missing_ok=True)
+    run.paths.previous.unlink(missing_ok=True)
 
 def leave_run(run):
     "Write what a `Trainer` has: its result if all epochs are over, else a checkpoint; say which."

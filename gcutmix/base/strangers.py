@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from .devices import NoDevice
 from .files import read_json
+from .states import unwrapped
 
 # %% ../../nbs/75_strangers.ipynb #08d3552f
 @contextmanager
@@ -58,12 +59,12 @@ def _plain(name, value):
     return value.layout == torch.strided and not odd
 
 def read_tensors(
-    path,   # .pth, .pt or .safetensors
+    path,   # .pth, .pt, .pth.tar or .safetensors
     wanted, # what was expected, for the errors
 ):          # name -> tensor
     "What a file holds, on the CPU. FileNotFoundError or ValueError if it holds something else."
     path = Path(path)
-    with readable(path, wanted): state = _load(path)
+    with readable(path, wanted): state = unwrapped(_load(path))
     if not isinstance(state, dict):
         raise ValueError(f"{path.name} holds a {type(state).__name__}; {wanted}")
     if odd := [name for name, value in state.items() if not _plain(name, value)]:

@@ -26,7 +26,7 @@ def stripes(
 
 def pool_parts(features, parts):
     "(N,C,H,W) maps and (N or 1,6,H,W) weights to six vectors, (N,6,C)."
-    parts = parts.expand(len(features), -1, -1, -1).flatten(2)
+    parts = parts.expand(features.shape[0], -1, -1, -1).flatten(2)
     return parts @ features.flatten(2).transpose(1, 2)
 
 # %% ../../nbs/31_stripes.ipynb #f883e784

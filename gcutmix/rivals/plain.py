@@ -65,9 +65,9 @@ class TriNet(Rival):
         last = nn.Linear(1024, 128)
         nn.init.orthogonal_(last.weight)
         nn.init.zeros_(last.bias)
-        self.embed = nn.Sequential(hidden, nn.BatchNorm1d(1024), nn.ReLU(), last)
+        self.embedding = nn.Sequential(hidden, nn.BatchNorm1d(1024), nn.ReLU(), last)
 
     def steps(self, images, labels=None, generator=None):
         features = self.backbone(images)
         pooled = features.mean((2, 3))
-        return [Step(features, pooled, self.embed(pooled), None)]
+        return [Step(features, pooled, self.embedding(pooled), None)]
