@@ -9,7 +9,7 @@ parser = ConfigParser(delimiters=["="])
 parser.read(here/"settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
-names = ("study", "bench", "raw", "onnx", "log")
+names = ("study", "bench", "raw", "onnx", "log", "timm", "classify")
 extras = {name: cfg[f"{name}_requirements"].split() for name in (*names, "dev")}
 extras["dev"] += [word for name in names for word in extras[name]]
 
