@@ -56,14 +56,14 @@ def gcutmix_train(
     if is_first(): print(report(run))
 
 # %% ../nbs/54_commands.ipynb #0d6c2f18
-def _test_data(recipe, dataset, root, file):
+def _test_data(recipe, dataset, root, file, **how):
     "The data set to test on. ValueError if the network does not name it, or may know its people."
     needed = {"size"} if dataset else {"size", "dataset"}
     if missing := sorted(needed - set(recipe)):
         raise ValueError(f"{file} does not name its {' and '.join(missing)}; use a file that "
                          f"gcutmix_train wrote")
     check_pair(f"{file}: size", recipe["size"])
-    data = load_dataset(dataset or recipe["dataset"], root)
+    data = load_dataset(dataset or recipe["dataset"], root, needs=("query", "gallery"), **how)
     check_people(recipe, data, file)
     return data
 
@@ -112,17 +112,22 @@ def gcutmix_evaluate(
     metric:str="euclidean", # euclidean or cosine
     ap_max_rank:int=None,   # cut the average precision; 50: as in the released code
     rerank:bool=False,      # k-reciprocal re-ranking
+    no_camera_rule:bool=False, # count pictures of the query's own camera, too
+    pattern:str=None,       # people and cameras in file names, as in gcutmix_train
     batch_size:int=64,      # images at a time
     device:str="auto",      # auto, cuda, mps, cpu
 ):
     "Rank query and gallery with a trained network; print the metrics and write them."
     path, device = Path(model), choose_device(device)
     options = _options(l2, metric, ap_max_rank, rerank, batch_size)
+    asked = dict(options, flip=flip)
+    if no_camera_rule: asked["no_camera_rule"] = True # older files lack it
     net, recipe = load_model(path)
-    data = _test_data(recipe, dataset, root, path.name)
-    file = Path(out or _eval_file(path, recipe, dataset, dict(options, flip=flip)))
+    data = _test_data(recipe, dataset, root, path.name, pattern=pattern,
+                      cameras=not no_camera_rule)
+    file = Path(out or _eval_file(path, recipe, dataset, asked))
     splits = dict(query=data.query, gallery=data.gallery)
-    known = dict(model_sha256=file_digest(path), options=dict(options, flip=flip),
+    known = dict(model_sha256=file_digest(path), options=asked,
                  data={name: fingerprint(split) for name, split in splits.items()})
     _check_place(file, known)
     six = _six(splits.values(), recipe["size"], net, batch_size, flip, device)

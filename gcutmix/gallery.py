@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRAWN', 'Pooled', 'open_model', 'embed', 'nearest', 'draw_lists', 'gcutmix_extract', 'gcutmix_rank']
 
-# %% ../nbs/12_your_pictures.ipynb #9abf8189
+# %% ../nbs/12_your_pictures.ipynb #442961df
 import os
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .base.streams import (as_image, batches, check_ending, listed, write_featur
 from .evaluation import extract_features, ranked_list
 from .model import create_backbone, load_model
 
-# %% ../nbs/12_your_pictures.ipynb #79a3a8d7
+# %% ../nbs/12_your_pictures.ipynb #918880c9
 class Pooled(nn.Module):
     "The map of a backbone (N,C,h,w), averaged over its positions: (N,C)."
     def __init__(self, backbone):
@@ -43,7 +43,7 @@ def open_model(
     network, recipe = load_model(model)
     return network, recipe.get("size")
 
-# %% ../nbs/12_your_pictures.ipynb #5170ce26
+# %% ../nbs/12_your_pictures.ipynb #076062df
 def embed(
     model,         # see `open_model`
     pictures,      # see `listed`
@@ -71,7 +71,7 @@ def embed(
         done += len(found)
     return features, names
 
-# %% ../nbs/12_your_pictures.ipynb #04c97f9b
+# %% ../nbs/12_your_pictures.ipynb #ee9fba93
 def nearest(
     query,              # (Q,D) features
     gallery,            # (G,D)
@@ -101,7 +101,7 @@ def _distances(query, gallery, index, metric):
         else: row[:len(there)] = (near - one).norm(dim=1)
     return out
 
-# %% ../nbs/12_your_pictures.ipynb #3f649aec
+# %% ../nbs/12_your_pictures.ipynb #8448f25f
 def draw_lists(
     queries,   # Q paths
     gallery,   # G paths
@@ -120,10 +120,10 @@ def draw_lists(
     images = torch.cat(list(batches(files, size, progress=False)))
     return show_images(images, titles, frames, rows=len(queries))
 
-# %% ../nbs/12_your_pictures.ipynb #c06f8a1d
+# %% ../nbs/12_your_pictures.ipynb #da79db95
 @command
 def gcutmix_extract(
-    model:str,              # .safetensors file of gcutmix_train, or as resnet50:IMAGENET1K_V1
+    model:str,              # .safetensors file of gcutmix_train, or NETWORK:WEIGHTS, see below
     folder:str,             # pictures, those in its subfolders too
     out:str="features.npz", # .npz (features and names) or .csv (a line for each picture)
     size:numbers=None,      # height x width (default: the model's, or else that of all pictures)
@@ -141,7 +141,7 @@ def gcutmix_extract(
     write_features(out, features, names, model=model)
     print(f"{len(names):,} pictures, {features.shape[1]:,} numbers each: {out}")
 
-# %% ../nbs/12_your_pictures.ipynb #06853ba1
+# %% ../nbs/12_your_pictures.ipynb #9f499569
 def _own_places(queries, gallery):
     "Where each query lies in the gallery; -1: nowhere."
     places = {os.path.realpath(path): i for i, path in enumerate(gallery)}
@@ -161,15 +161,14 @@ def _print_lists(rows):
 DRAWN = 12 # lists in one figure
 
 def _save_lists(path, queries, gallery, index, distances, size):
-    first = slice(DRAWN)
-    drawn = draw_lists(queries[first], gallery, index[first], distances[first], size)
+    drawn = draw_lists(queries[:DRAWN], gallery, index[:DRAWN], distances[:DRAWN], size)
     kind = Path(path).suffix[1:]
     write_atomically(path, lambda part: drawn.savefig(part, format=kind, bbox_inches="tight"))
 
-# %% ../nbs/12_your_pictures.ipynb #949451e8
+# %% ../nbs/12_your_pictures.ipynb #c05a8945
 @command
 def gcutmix_rank(
-    model:str,              # .safetensors file of gcutmix_train, or as resnet50:IMAGENET1K_V1
+    model:str,              # .safetensors file of gcutmix_train, or NETWORK:WEIGHTS, see below
     query:str,              # a picture, or a folder of them
     folder:str,             # where to look, in its subfolders too; the query itself is left out
     k:int=10,               # how many pictures

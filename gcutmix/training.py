@@ -92,7 +92,7 @@ class Trainer:
             raise ValueError(f"p = {config.p} identities per batch do not divide among "
                              f"{self.parts} processes; change p or the number of processes")
         if self.accelerator.is_main_process: check_writable(self.paths.result.parent)
-        self.prepare(load_dataset(config.dataset, config.root))
+        self.prepare(load_dataset(config.dataset, config.root, pattern=config.pattern))
 
     def prepare(self, data):
         "Sampler, network, images and optimiser; what can be wrong is looked at before decoding."

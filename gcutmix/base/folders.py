@@ -78,6 +78,9 @@ PLACES = {
     "cuhk03-labeled": [above + "labeled" for above in _above] + [""],
     "cuhk03-detected": [above + "detected" for above in _above] + [""],
     "cuhk03-p1-detected": ["detected", "cuhk03-p1/detected", ""],
+    "msmt17": ["", "MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17"],
+    "veri": ["", "VeRi", "veri"],
+    "viper": ["", "VIPeR", "viper"],
     "pedestrians": ["", "pedestrians"],
 }
 
@@ -85,7 +88,8 @@ PLACES = {
 def note_own(name):
     "UserWarning if the name of a data set is none of the known ones but looks like one."
     near = difflib.get_close_matches(name, PLACES, 1)
-    if name in PLACES or not near or name.endswith("-validation"): return
+    own = "+" in name or name.endswith("-validation")
+    if name in PLACES or not near or own: return
     warnings.warn(f"{name!r} is read as a data set of your own, without the checks of a known one; "
                   f"if you meant {near[0]!r}, give that name", stacklevel=2)
 
@@ -93,12 +97,12 @@ def note_own(name):
 def look(
     name,  # of a data set
     root,  # where to look; None: $GCUTMIX_DATA, else `data`
-    holds, # the name of a folder that every data set has
+    holds, # a folder -> whether a data set is in it
 ):         # Path of the root, all places, and those where a data set is
     "Look for a data set. UserWarning for a folder whose name is almost that of a known one."
     base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
     tried = [base/place for place in PLACES.get(name, ["", name])]
-    found = [folder for folder in tried if (folder/holds).is_dir()]
+    found = [folder for folder in tried if holds(folder)]
     if found: note_own(name)
     return base, tried, found
 
