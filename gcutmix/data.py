@@ -20,7 +20,7 @@ from .base.files import FOLDERS
 from .base.fingerprints import SPLITS
 from .base.folders import PLACES, list_pictures, look, say, whole_name
 from .base.identities import (check_matches, check_strangers, forget_cameras, join,
-                                     joined_names)
+                                     joined_names, shared_cameras)
 from .base.readers import holds_data, read_parts
 from .pedestrians import place_to_draw, write_pedestrians
 
@@ -133,8 +133,7 @@ def validation_part(data, every=5) -> ReIDDataset:
     and its first picture in each camera is a query. ValueError if a part would be empty."""
     train = data.train
     held = np.isin(train.pids, np.unique(train.pids)[::every])
-    first = first_pictures(train.pids, train.camids)
-    if first.all(): first = first_pictures(train.pids, 0*train.camids) # cameras of one picture each
+    first = first_pictures(train.pids, shared_cameras(train.camids))
     keep = dict(train=~held, query=held & first, gallery=held & ~first)
     if empty := [name for name, kept in keep.items() if not kept.any()]:
         raise ValueError(f"no image for the {empty[0]} of {data.name}-validation: it takes "
@@ -153,8 +152,8 @@ def find_folder(name, root=None, progress=True, pattern=None):
     if name in ("cuhk03-labeled", "cuhk03-detected"):
         if folder := make_cuhk03(base, name[7:], progress): return folder
     raise FileNotFoundError(f"no data set '{name}': looked for {FOLDERS['train']} or another "
-                            f"layout in {', '.join(map(str, tried))}. Put the data there or pass root=. "
-                            f"Known names: {', '.join(PLACES)}.")
+                            f"layout in {', '.join(map(str, tried))}. Put the data there or pass "
+                            f"root=. Known names: {', '.join(PLACES)}.")
 
 # %% ../nbs/00_data.ipynb #345db22a
 def load_dataset(
@@ -186,8 +185,8 @@ def load_dataset(
     return data
 
 def _split(part, found):
-    if found is None: return Split([], *np.zeros((2, 0), np.int64), part)
-    return read_split(found) if isinstance(found, Path) else Split(*found, part)
+    if found is None: found = [], *np.zeros((2, 0), np.int64)
+    return read_split(found) if isinstance(found, Path) else Split(*found, part=part)
 
 # %% ../nbs/00_data.ipynb #4220db34
 def data_at_hand(name, root=None, pattern=None):
