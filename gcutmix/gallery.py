@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRAWN', 'Pooled', 'open_model', 'embed', 'nearest', 'draw_lists', 'gcutmix_extract', 'gcutmix_rank']
 
-# %% ../nbs/12_your_pictures.ipynb #442961df
+# %% ../nbs/12_your_pictures.ipynb #003b3eeb
 import os
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .base.console import command, extra, numbers
+from .base.console import command, extra
 from .base.devices import choose_device
 from .base.files import write_atomically
 from .base.inputs import at_least, check_pair, one_of
@@ -23,7 +23,7 @@ from .base.streams import (as_image, batches, check_ending, listed, write_featur
 from .evaluation import extract_features, ranked_list
 from .model import create_backbone, load_model
 
-# %% ../nbs/12_your_pictures.ipynb #918880c9
+# %% ../nbs/12_your_pictures.ipynb #79a3a8d7
 class Pooled(nn.Module):
     "The map of a backbone (N,C,h,w), averaged over its positions: (N,C)."
     def __init__(self, backbone):
@@ -43,7 +43,7 @@ def open_model(
     network, recipe = load_model(model)
     return network, recipe.get("size")
 
-# %% ../nbs/12_your_pictures.ipynb #076062df
+# %% ../nbs/12_your_pictures.ipynb #5170ce26
 def embed(
     model,         # see `open_model`
     pictures,      # see `listed`
@@ -71,7 +71,7 @@ def embed(
         done += len(found)
     return features, names
 
-# %% ../nbs/12_your_pictures.ipynb #ee9fba93
+# %% ../nbs/12_your_pictures.ipynb #04c97f9b
 def nearest(
     query,              # (Q,D) features
     gallery,            # (G,D)
@@ -101,7 +101,7 @@ def _distances(query, gallery, index, metric):
         else: row[:len(there)] = (near - one).norm(dim=1)
     return out
 
-# %% ../nbs/12_your_pictures.ipynb #8448f25f
+# %% ../nbs/12_your_pictures.ipynb #3f649aec
 def draw_lists(
     queries,   # Q paths
     gallery,   # G paths
@@ -120,13 +120,13 @@ def draw_lists(
     images = torch.cat(list(batches(files, size, progress=False)))
     return show_images(images, titles, frames, rows=len(queries))
 
-# %% ../nbs/12_your_pictures.ipynb #da79db95
+# %% ../nbs/12_your_pictures.ipynb #dd09c14d
 @command
 def gcutmix_extract(
     model:str,              # .safetensors file of gcutmix_train, or NETWORK:WEIGHTS, see below
     folder:str,             # pictures, those in its subfolders too
     out:str="features.npz", # .npz (features and names) or .csv (a line for each picture)
-    size:numbers=None,      # height x width (default: the model's, or else that of all pictures)
+    size:tuple=None,        # height x width (default: the model's, or else that of all pictures)
     flip:bool=False,        # average the features of picture and mirror image
     batch_size:int=64,      # pictures at a time
     device:str="auto",      # auto, cuda, mps, cpu
@@ -141,7 +141,7 @@ def gcutmix_extract(
     write_features(out, features, names, model=model)
     print(f"{len(names):,} pictures, {features.shape[1]:,} numbers each: {out}")
 
-# %% ../nbs/12_your_pictures.ipynb #9f499569
+# %% ../nbs/12_your_pictures.ipynb #29a69f98
 def _own_places(queries, gallery):
     "Where each query lies in the gallery; -1: nowhere."
     places = {os.path.realpath(path): i for i, path in enumerate(gallery)}
@@ -165,7 +165,7 @@ def _save_lists(path, queries, gallery, index, distances, size):
     kind = Path(path).suffix[1:]
     write_atomically(path, lambda part: drawn.savefig(part, format=kind, bbox_inches="tight"))
 
-# %% ../nbs/12_your_pictures.ipynb #c05a8945
+# %% ../nbs/12_your_pictures.ipynb #1309adae
 @command
 def gcutmix_rank(
     model:str,              # .safetensors file of gcutmix_train, or NETWORK:WEIGHTS, see below
@@ -175,7 +175,7 @@ def gcutmix_rank(
     figure:str=None,        # draw the first twelve lists: a .png, .jpg, .pdf or .svg
     csv:str=None,           # write all lists: a .csv
     metric:str="euclidean", # euclidean or cosine
-    size:numbers=None,      # height x width (default: the model's, or else that of all pictures)
+    size:tuple=None,        # height x width (default: the model's, or else that of all pictures)
     flip:bool=False,        # average the features of picture and mirror image
     batch_size:int=64,      # pictures at a time
     device:str="auto",      # auto, cuda, mps, cpu

@@ -72,7 +72,7 @@ def cache_file(
     cache=None, # folder; default: see `cache_folders`
 ):              # Path
     "Where the decoded images of a split are, or should go. OSError if no folder can be written to."
-    pictures, name = common_folder(split), cache_name(split, size)
+    pictures, name = split.paths[0].parent.resolve(), cache_name(split, size)
     folders = [Path(cache)] if cache else cache_folders(pictures)
     if pictures in (folders[0]/name).resolve().parents:
         raise ValueError(f"the cache {folders[0]} lies among the pictures of {pictures}: set "

@@ -70,7 +70,9 @@ def _add(parser, option):
     if option.default is UNSET:
         return parser.add_argument(option.name, type=option.kind, help=option.help)
     if option.kind is bool: how = dict(action="store_true")
-    else: how = dict(type=option.kind, default=option.default, metavar=option.name.upper())
+    else:
+        kind = FROM_TEXT.get(option.kind, option.kind)
+        how = dict(type=kind, default=option.default, metavar=option.name.upper())
     usual = "" if option.default in (None, False, ()) else f" (default: {option.default})"
     parser.add_argument(*_spellings(option.name), dest=option.name, help=option.help + usual, **how)
 
