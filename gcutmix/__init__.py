@@ -28,6 +28,7 @@ _WHERE = {
     "model": ["create_model", "load_model", "save_model"],
     "evaluation": ["evaluate", "extract_features", "ranked_list"],
     "training": ["fit"],
+    "gallery": ["embed"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -58,6 +58,7 @@ class TrainConfig(Options):
     "One run, wholly described; the defaults are the paper's recipe on CUHK03-Detected."
     dataset: str = "cuhk03-detected" # a name that `load_dataset` knows, or any folder's
     root: str = None                 # its folder; None: $GCUTMIX_DATA, else data
+    pattern: str = None              # people and cameras in file names, (?P<pid>...)(?P<camid>...)
     variant: str = "PC2"             # a method: G, BDB, BDB3, PC1, PC2, or a rival
     own: bool = False                # a rival's published optimiser, rates and augmentation instead
     backbone: str = "resnet50"       # or resnet18, resnet34, resnet101, mobilenet_v2, tiny
@@ -190,5 +191,5 @@ def read_finished(config):
     "The finished run of a `TrainConfig`. ValueError as above, and if its data have changed."
     file = run_paths(config).result
     run = read_run(file, config)
-    check_finished(file, data_at_hand(config.dataset, config.root))
+    check_finished(file, data_at_hand(config.dataset, config.root, config.pattern))
     return run

@@ -91,7 +91,7 @@ class Trainer:
         check_backbone(config.backbone, self.weights)
         check_divides(config.p, self.parts)
         if self.accelerator.is_main_process: check_writable(self.paths.result.parent)
-        self.prepare(load_dataset(config.dataset, config.root))
+        self.prepare(load_dataset(config.dataset, config.root, pattern=config.pattern))
 
     def prepare(self, data):
         "Sampler, network, images and optimiser; what can be wrong is looked at before decoding."

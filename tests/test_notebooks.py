@@ -19,7 +19,7 @@ PARTS = {"main line": range(11), "use it": range(11, 20), "study": range(20, 30)
 # about words, so there is nothing to draw
 WITHOUT_FIGURE = [f"{name}.ipynb" for name in (
     "45_console", "54_commands", "55_devices", "71_locks", "74_fingerprints", "77_folders",
-    "81_mishaps")]
+    "78_readers", "81_mishaps", "95_identities")]
 
 
 def run(*command, cwd=ROOT, **env):

@@ -35,28 +35,39 @@ def _check_name(folder, name):
                          f"rename the file.") from None
 
 # %% ../../nbs/77_folders.ipynb #728d7c13
-def _check_others(folder, read, others):
+def _check_others(folder, read, others, expected):
     if not others: return
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
     found = f"{folder}: {others.total():,} files are not read ({kinds}), {read:,} pictures are"
     if others.total() <= read:
         say(f"{found}.")
         return
-    raise ValueError(f"{found}: expected files like 0002_c1_01.jpg, not in subfolders, ending in "
-                     f"{', '.join(SUFFIXES)}. Convert or move them.")
+    raise ValueError(f"{found}: expected {expected} ending in {', '.join(SUFFIXES)}. Convert or "
+                     f"move them.")
 
 # %% ../../nbs/77_folders.ipynb #e157a54a
-def list_pictures(folder):
-    """The names of a folder's pictures, sorted. One line on stderr counts the files that are not
-    read. ValueError if they are more than the pictures, and for a name that is not UTF-8."""
-    names, others = [], Counter()
+def _entries(folder, deep, above=""):
+    "(name below the folder, entry) of all that somebody put there."
     for entry in os.scandir(folder):
         if entry.name[0] == "." or entry.name.lower() in _droppings: continue
-        if Path(entry.name).suffix.lower() in SUFFIXES and not entry.is_dir():
-            names.append(entry.name)
+        name = above + entry.name
+        # a link to a folder may lead back to where it lies
+        if not deep or not entry.is_dir(follow_symlinks=False): yield name, entry
+        else: yield from _entries(entry.path, deep, f"{name}/")
+
+def list_pictures(
+    folder,
+    deep=False, # those in its subfolders, too, as SUBFOLDER/NAME
+    expected="files like 0002_c1_01.jpg, not in subfolders,", # for the error
+):              # list of names, sorted
+    """The names of a folder's pictures. One line on stderr counts the files that are not read.
+    ValueError if they are more than the pictures, and for a name that is not UTF-8."""
+    names, others = [], Counter()
+    for name, entry in _entries(folder, deep):
+        if Path(name).suffix.lower() in SUFFIXES and not entry.is_dir(): names.append(name)
         else: others.update(dict([_unread(entry)]))
     for name in names: _check_name(folder, name)
-    _check_others(folder, len(names), +others)
+    _check_others(folder, len(names), +others, expected)
     return sorted(names)
 
 # %% ../../nbs/77_folders.ipynb #1bf2b981
@@ -67,6 +78,9 @@ PLACES = {
     "cuhk03-labeled": [above + "labeled" for above in _above] + [""],
     "cuhk03-detected": [above + "detected" for above in _above] + [""],
     "cuhk03-p1-detected": ["detected", "cuhk03-p1/detected", ""],
+    "msmt17": ["", "MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17"],
+    "veri": ["", "VeRi", "veri"],
+    "viper": ["", "VIPeR", "viper"],
     "pedestrians": ["", "pedestrians"],
 }
 
@@ -74,7 +88,8 @@ PLACES = {
 def note_own(name):
     "UserWarning if the name of a data set is none of the known ones but looks like one."
     near = difflib.get_close_matches(name, PLACES, 1)
-    if name in PLACES or not near or name.endswith("-validation"): return
+    own = "+" in name or name.endswith("-validation")
+    if name in PLACES or not near or own: return
     warnings.warn(f"{name!r} is read as a data set of your own, without the checks of a known one; "
                   f"if you meant {near[0]!r}, give that name", stacklevel=2)
 
@@ -82,12 +97,12 @@ def note_own(name):
 def look(
     name,  # of a data set
     root,  # where to look; None: $GCUTMIX_DATA, else `data`
-    holds, # the name of a folder that every data set has
+    holds, # a folder -> whether a data set is in it
 ):         # Path of the root, all places, and those where a data set is
     "Look for a data set. UserWarning for a folder whose name is almost that of a known one."
     base = Path(root or os.environ.get("GCUTMIX_DATA", "data"))
     tried = [base/place for place in PLACES.get(name, ["", name])]
-    found = [folder for folder in tried if (folder/holds).is_dir()]
+    found = [folder for folder in tried if holds(folder)]
     if found: note_own(name)
     return base, tried, found
 
