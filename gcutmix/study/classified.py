@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_classified', 'accuracies', 'gaps', 'classification_table', 'plot_classified', 'draw_classified']
 
-# %% ../../nbs/15_classified.ipynb #8aca7e81
+# %% ../../nbs/15_classified.ipynb #0bd1a456
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from ..drawn.letters import SETS
 from .classification import WAYS
 from .tables import interval, markdown, plus_minus, provenance_line
 
-# %% ../../nbs/15_classified.ipynb #2b7e5ff3
+# %% ../../nbs/15_classified.ipynb #da41dc94
 def read_classified(folder):
     "way -> seed -> result, of one data set. ValueError for a file that cannot be read."
     found = {way: {} for way in WAYS}
@@ -31,7 +31,7 @@ def accuracies(runs):
     "seed -> per cent of the test images."
     return {seed: 100*run["metrics"]["accuracy"] for seed, run in runs.items()}
 
-# %% ../../nbs/15_classified.ipynb #f30cbfad
+# %% ../../nbs/15_classified.ipynb #4192a32e
 def gaps(found, way, to):
     "By how many points a way is better than another one, seed by seed."
     mine, base = accuracies(found[way]), accuracies(found[to])
@@ -51,7 +51,7 @@ def classification_table(
                      f"less {to}": gap, "seeds": str(len(runs) or ""), "seconds": seconds})
     return rows
 
-# %% ../../nbs/15_classified.ipynb #94cacde8
+# %% ../../nbs/15_classified.ipynb #2e588295
 def plot_classified(found, to="one head"):
     "Differences to one way as points with 95 % intervals, a panel for each data set. A figure."
     fig, axes = plt.subplots(1, len(found), figsize=(8, 2.8), sharey=True, layout="constrained")
@@ -67,7 +67,7 @@ def plot_classified(found, to="one head"):
     axes[0].invert_yaxis()
     return fig
 
-# %% ../../nbs/15_classified.ipynb #420f2cd6
+# %% ../../nbs/15_classified.ipynb #a05af423
 def draw_classified(
     results, # folder that holds `letters` and `mnist5k`
     out,     # folder of the figure
