@@ -30,7 +30,8 @@ COMMITTED = sorted((ROOT/"results").rglob("*.safetensors"))
 def config(people, tmp_path_factory):
     "Two branches, two epochs of two iterations."
     return make_preset("demo", "people", root=people, out=tmp_path_factory.mktemp("runs"), p=8,
-                       variant="PC1", epochs=2, warmup=1, device="cpu", eval_every=1, keep_state=True)
+                       variant="PC1", epochs=2, warmup=1, device="cpu", eval_every=1,
+                       keep_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,8 @@ def test_onnx_gives_the_same_features_in_any_batch(run, tmp_path, capsys):
     from gcutmix.export import gcutmix_export
     gcutmix_export(run.paths.model, tmp_path/"net.onnx")
     assert "largest difference" in capsys.readouterr().out
-    session = onnxruntime.InferenceSession(tmp_path/"net.onnx", providers=["CPUExecutionProvider"])
+    cpu = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(tmp_path/"net.onnx", providers=cpu)
     network = load_model(run.paths.model)
     for n in (2, 7):
         pictures = torch.randint(256, (n, 3, 96, 32), dtype=torch.uint8)
