@@ -6,7 +6,7 @@
 __all__ = ['numbered', 'as_arrays', 'check_matches', 'check_strangers', 'forget_cameras', 'shared_cameras', 'joined_names',
            'join']
 
-# %% ../../nbs/95_identities.ipynb #d1767591
+# %% ../../nbs/95_identities.ipynb #51108ced
 import os, re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from .fingerprints import SPLITS
 from .folders import look
 
-# %% ../../nbs/95_identities.ipynb #c1c5e60e
+# %% ../../nbs/95_identities.ipynb #a91c30ae
 def numbered(names):
     "(N,) int64 of N texts: the whole numbers that they are, or their places in the alphabet."
     distinct = sorted(set(names))
@@ -37,7 +37,7 @@ def as_arrays(rows):
         start += len(part)
     return found
 
-# %% ../../nbs/95_identities.ipynb #7c8d73b6
+# %% ../../nbs/95_identities.ipynb #4c4edc1e
 def check_matches(query, gallery):
     "ValueError unless each query has its person in the gallery, seen by a different camera."
     cameras = {}
@@ -51,7 +51,7 @@ def check_matches(query, gallery):
                      f"remove it. If cameras do not matter, gcutmix_evaluate --no-camera-rule "
                      f"ranks without them (in Python, check=False reads the set as it is).")
 
-# %% ../../nbs/95_identities.ipynb #2cf7c7df
+# %% ../../nbs/95_identities.ipynb #44367947
 def check_strangers(data):
     "ValueError if somebody of `train` is in the query or the gallery: scores would be too good."
     tested = *data.query.pids, *data.gallery.pids
@@ -61,7 +61,7 @@ def check_strangers(data):
                      f"part, the first is {both[0]}: take them out of one (in Python, "
                      f"check=False reads the set as it is).")
 
-# %% ../../nbs/95_identities.ipynb #d0e80038
+# %% ../../nbs/95_identities.ipynb #5c905d2d
 def forget_cameras(data):
     "Each picture of the three splits counts as its own camera from now on."
     start = 0
@@ -69,7 +69,7 @@ def forget_cameras(data):
         split.camids = np.arange(start, start + len(split))
         start += len(split)
 
-# %% ../../nbs/95_identities.ipynb #cd2039d4
+# %% ../../nbs/95_identities.ipynb #91f3e12a
 def shared_cameras(
     camids, # (N,)
 ):          # (N,), -1 in place of all cameras that took one picture only
@@ -77,11 +77,12 @@ def shared_cameras(
     _, index, counts = np.unique(camids, return_inverse=True, return_counts=True)
     return np.where(counts[index] == 1, -1, camids)
 
-# %% ../../nbs/95_identities.ipynb #f02a4b20
+# %% ../../nbs/95_identities.ipynb #f3ba7cb6
 def joined_names(name, root, holds):
     "The names in A+B, unless a folder really has that name."
+    if "+" not in name: return [name]
     named = any(folder.absolute().name == name for folder in look(name, root, holds)[2])
-    return [name] if "+" not in name or named else name.split("+")
+    return [name] if named else name.split("+")
 
 def _apart(sets, what, split):
     "(N,) the pids or camids of one split of all sets, those of each set behind the ones before."

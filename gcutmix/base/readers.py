@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'OTHERS', 'LISTS', 'PICTURES', 'NAME', 'parts_of', 'has_people', 'holds_data', 'by_folder', 'compiled',
            'by_pattern', 'by_lists', 'by_camera', 'read_parts']
 
-# %% ../../nbs/78_readers.ipynb #50ff5069
+# %% ../../nbs/78_readers.ipynb #1a4854d0
 import os, re
 from contextlib import suppress
 from functools import cache as once
@@ -18,7 +18,7 @@ from .fingerprints import SPLITS
 from .folders import PLACES, list_pictures, say
 from .identities import as_arrays
 
-# %% ../../nbs/78_readers.ipynb #f8a935b7
+# %% ../../nbs/78_readers.ipynb #0ca6c97b
 NAMES = [tuple(FOLDERS.values()), ("image_train", "image_query", "image_test"),
          ("train", "query", "gallery")]
 
@@ -30,7 +30,7 @@ def parts_of(folder, names=NAMES):
         if "train" in there or {"query", "gallery"} <= there: return parts
     return {}
 
-# %% ../../nbs/78_readers.ipynb #83a810eb
+# %% ../../nbs/78_readers.ipynb #c10bad6f
 def _holds_pictures(folder):
     with suppress(OSError), os.scandir(folder) as entries: # it may not be readable
         return any(Path(entry.name).suffix.lower() in SUFFIXES for entry in entries)
@@ -57,7 +57,7 @@ def holds_data(folder, name, pattern=None):
     if name in PLACES: return False
     return has_people(folder) or (pattern is not None and _holds_pictures(folder))
 
-# %% ../../nbs/78_readers.ipynb #87c7c2f6
+# %% ../../nbs/78_readers.ipynb #04841c5f
 def by_folder(place):
     "Rows of a folder with a folder for each person. ValueError for a picture beside them."
     for name in list_pictures(place, deep=True, expected="pictures"):
@@ -67,7 +67,7 @@ def by_folder(place):
                              f"or give a `pattern` that names its person")
         yield place/name, who, None
 
-# %% ../../nbs/78_readers.ipynb #fe071596
+# %% ../../nbs/78_readers.ipynb #9fe72b77
 def compiled(pattern):
     "ValueError unless a text is a regular expression with a group `pid`."
     wanted = "expected a regular expression such as (?P<pid>[0-9]+)_cam(?P<camid>[0-9]+)"
@@ -86,7 +86,7 @@ def by_pattern(place, pattern):
                              f"it, or move the picture out of the folder")
         yield place/name, found["pid"], found.groupdict().get("camid")
 
-# %% ../../nbs/78_readers.ipynb #f193e82e
+# %% ../../nbs/78_readers.ipynb #61ed9a8a
 LISTS = dict(train=("list_train.txt", "list_val.txt"), query=("list_query.txt",),
              gallery=("list_gallery.txt",))
 PICTURES = dict(train=("train", "mask_train_v2"), query=("test", "mask_test_v2")) # MSMT17, its V2
@@ -113,7 +113,7 @@ def by_lists(folder, split):
     for file in files:
         for path, number, camera in _lines(file): yield place/path, str(first + number), camera
 
-# %% ../../nbs/78_readers.ipynb #0adcf70d
+# %% ../../nbs/78_readers.ipynb #8509759b
 def by_camera(folder, split):
     "Rows of one split of VIPeR: every second person is for training."
     pairs = [(folder/place/name, camera) for place, camera in (("cam_a", "1"), ("cam_b", "2"))
@@ -125,7 +125,7 @@ def by_camera(folder, split):
         wanted = who in trained if split == "train" else who not in trained
         if wanted and camera == cameras.get(split, camera): yield path, who, camera
 
-# %% ../../nbs/78_readers.ipynb #59d4a1b4
+# %% ../../nbs/78_readers.ipynb #e67b80fb
 @once
 def _say_alone(folder):
     say(f"{folder}: no cameras are named, so each picture counts as its own camera.")
