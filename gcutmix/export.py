@@ -130,5 +130,5 @@ def gcutmix_export(
                          f"gcutmix_train wrote")
     worst = export(network, out)
     height, width = network.recipe["size"]
-    print(f"{out}: pictures, bytes (N,3,{height},{width}) in RGB, to features. In batches of "
-          f"{' and '.join(map(str, BATCHES))} the largest difference is {worst:.1g}")
+    print(f"{Path(out).name}: pictures, bytes (N,3,{height},{width}) in RGB, to features. In "
+          f"batches of {' and '.join(map(str, BATCHES))} the largest difference is {worst:.1g}")

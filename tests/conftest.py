@@ -51,6 +51,11 @@ def killed_at(step, command):
 
 
 def pytest_configure(config):
+    for name in ("SIGINT", "SIGHUP"): # whoever starts the tests may have switched them off
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(number, usual)
     config.addinivalue_line("markers", "slow: takes long and seldom breaks; `make test-slow`")
     config.addinivalue_line("filterwarnings", "error:::gcutmix")
 

@@ -162,6 +162,7 @@ def test_nothing_of_the_backbone_may_be_left_over():
 
 # Go on
 
+@pytest.mark.slow
 def test_more_epochs_stopped_in_between_are_those_of_a_longer_run(run, config, tmp_path):
     whole = fit(replace(config, epochs=3, out=tmp_path), quiet=True)
     longer = replace(config, epochs=3)
@@ -238,6 +239,7 @@ def test_tensorboard_has_the_same_numbers(config, tmp_path):
 
 # Export
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_features_in_any_batch(run, tmp_path, capsys):
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason="needs pip install 'gcutmix[onnx]'")

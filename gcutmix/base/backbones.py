@@ -50,7 +50,7 @@ def feature_map(
 # %% ../../nbs/16_other_networks.ipynb #cb0332c6
 @torch.no_grad()
 def dry_run(net, size):
-    "(C,h,w) of the map that a network gives for images of (height, width). ValueError if it is none."
+    "(C,h,w) of a network's map for images of (height, width). ValueError if it gives none."
     training = [(module, module.training) for module in net.modules()]
     try: features = net.eval()(torch.zeros(2, 3, *size))
     except Exception as error:

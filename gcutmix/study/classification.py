@@ -66,7 +66,8 @@ def batch_loss(
     "The losses of all branches on one batch, added up."
     x, given = random_crop(normalize(images), key), ()
     if way.pixels:
-        partners, boxes = sample_partners(labels, "any", key), random_boxes(len(x), x.shape[2:], key)
+        partners = sample_partners(labels, "any", key)
+        boxes = random_boxes(len(x), x.shape[2:], key)
         x = feature_cutmix(x, x[partners], boxes)
         if way.labels: given = partners, boxes.mean((1, 2, 3))
     losses = []
@@ -166,7 +167,7 @@ def gcutmix_classify(
     seeds:int=5,              # how many
     out:str="results",        # folder of the results
 ):
-    "Train classifiers of letters and digits, each in several ways. A run that has a result is left."
+    "Train classifiers of letters and digits in several ways. A run that has a result is left."
     for number in range(seed, seed + seeds):
         for name in data.split(","):
             for way in ways.split(";"):
