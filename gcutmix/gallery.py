@@ -36,7 +36,7 @@ def open_model(
     model, # a .safetensors file that gcutmix_train wrote, or NETWORK:WEIGHTS, or an nn.Module
 ):         # nn.Module, and the size (height, width) of its pictures or None
     "FileNotFoundError, OSError or ValueError if there is no such network."
-    if isinstance(model, nn.Module): return model, (getattr(model, "recipe", 0) or {}).get("size")
+    if isinstance(model, nn.Module): return model, (getattr(model, "recipe", {}) or {}).get("size")
     name, colon, weights = str(model).partition(":")
     if colon and not os.path.exists(model):
         return Pooled(create_backbone(name, weights, last_stride=2)).eval(), None
