@@ -418,6 +418,7 @@ def test_every_setting_runs(config, settings):
     assert 0 < run.metrics.mAP <= 1
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run_and_go_on_with_it(config, tmp_path):
     """Half of the identities of each batch to each process; one result and one line, by the first;
     and one process can go on with it."""
