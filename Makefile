@@ -19,7 +19,7 @@ demo: export MALLOC_TOP_PAD_ = 67108864
 demo: install
 	$(BIN)/gcutmix_demo --out runs/demo
 
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=12 tests
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=12 -rs tests
 
 # What CI runs: sync of notebooks, package and README; each notebook; pytest; the wheel.
 test: install
