@@ -8,10 +8,9 @@ __all__ = ['MISSING', 'LIMITS', 'facts_of', 'model_card', 'gcutmix_card']
 # %% ../nbs/88_cards.ipynb #bd481409
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from .base.console import command
-from .base.model_files import as_bytes
 from .model import load_model
 
 # %% ../nbs/88_cards.ipynb #64322ddc
@@ -25,7 +24,7 @@ def facts_of(
     "What a network's file says, for a table."
     about, size = network.recipe, network.recipe.get("size")
     noted = {key: about.get(key, MISSING) for key in ("dataset", "pictures", "epochs", "code")}
-    grey = as_bytes(np.full((8, 8, 3), 128, "uint8"), size or (64, 64))
+    grey = torch.full((1, 3, *(size or (64, 64))), 128, dtype=torch.uint8)
     millions = sum(p.numel() for p in network.parameters())/1e6
     return {
         "method, backbone": f"{about['variant']}, {about['backbone']}, {millions:.1f} M parameters",

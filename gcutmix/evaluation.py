@@ -44,7 +44,7 @@ def evaluating(model):
 
 @torch.inference_mode()
 def _embed(model, images, flip, dtype):
-    x = normalize(images).to(dtype)
+    x = normalize(images, getattr(model, "recipe", None)).to(dtype)
     features = (model(x) + model(x.flip(-1)))/2 if flip else model(x)
     return features.float().cpu()
 

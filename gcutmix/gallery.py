@@ -162,9 +162,9 @@ DRAWN = 12 # lists in one figure
 HEADS = "query", "place", "picture", "distance"
 
 def _save_lists(path, queries, gallery, index, distances, size):
+    with extra("study"): from gcutmix.base.pictures import save_figure
     drawn = draw_lists(queries[:DRAWN], gallery, index[:DRAWN], distances[:DRAWN], size)
-    kind = Path(path).suffix[1:]
-    write_atomically(path, lambda part: drawn.savefig(part, format=kind, bbox_inches="tight"))
+    save_figure(drawn, Path(path))
 
 # %% ../nbs/12_your_pictures.ipynb #ef3daa10
 @command

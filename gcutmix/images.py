@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from .base.cache import decoded_splits
 from .base.inputs import check_batch
+from .base.model_files import NORMAL
 from .base.processes import rand
 
 # %% ../nbs/01_images.ipynb #e1892190
@@ -82,18 +83,17 @@ def random_flip(
     return torch.where(flip, images.flip(-1), images)
 
 # %% ../nbs/01_images.ipynb #7ea88ff1
-_mean = torch.tensor([.485, .456, .406])[:, None, None]
-_std = torch.tensor([.229, .224, .225])[:, None, None]
-
 def normalize(
     images,        # uint8 (N,3,H,W)
+    about=None,    # recipe of a network that was made for other numbers than ImageNet's
 ) -> torch.Tensor: # float32 (N,3,H,W)
-    "Bytes to floats; each channel minus ImageNet's mean, over its standard deviation."
+    "Bytes to floats; each channel minus its mean, over its standard deviation."
     check_batch(images)
     # a copy, because `sub_` and `div_` work in place
     kind = torch.promote_types(images.dtype, torch.get_default_dtype())
     copy = images.to(kind, copy=True)
-    mean, std = _mean.to(images.device), _std.to(images.device)
+    numbers, how = NORMAL | (about or {}), dict(dtype=torch.float32, device=images.device)
+    mean, std = (torch.tensor(numbers[name], **how)[:, None, None] for name in NORMAL)
     return copy.sub_(255*mean).div_(255*std)
 
 # %% ../nbs/01_images.ipynb #ff92c4cb

@@ -52,7 +52,8 @@ def feature_map(
 def dry_run(net, size):
     "(C,h,w) of a network's map for images of (height, width). ValueError if it gives none."
     training = [(module, module.training) for module in net.modules()]
-    try: features = net.eval()(torch.zeros(2, 3, *size))
+    where = next(net.parameters(), torch.empty(0)).device
+    try: features = net.eval()(torch.zeros(2, 3, *size, device=where))
     except Exception as error:
         raise ValueError(f"the backbone fails on images of {size[0]}x{size[1]} ({error}); pass "
                          f"the `size` that it is made for") from error
