@@ -29,11 +29,13 @@ def _gradient(score, at):
     if score.shape != at.shape[:1]:
         raise ValueError(f"score {tuple(score.shape)}: expected one scalar per image, "
                          f"({len(at)},), such as logits.gather(1, labels[:, None])[:, 0]")
-    if not (score.requires_grad and at.requires_grad):
-        raise ValueError("no graph leads from the map to the score: compute both outside "
-                         "torch.no_grad() and torch.inference_mode(), from a map that "
-                         "requires a gradient")
-    return full(torch.autograd.grad(score.sum(), at, retain_graph=True)[0])
+    found = None
+    if score.requires_grad and at.requires_grad:
+        found, = torch.autograd.grad(score.sum(), at, retain_graph=True, allow_unused=True)
+    if found is not None: return full(found)
+    raise ValueError("no graph leads from the map to the score: compute both outside "
+                     "torch.no_grad() and torch.inference_mode(), from a map that requires a "
+                     "gradient, and not as two results of one compiled function")
 
 def grad_cam(
     features, # (N,C,H,W) map that `score` was computed from

@@ -73,7 +73,7 @@ class FeatureCutMix(nn.Module):
     def forward(self,
         features,       # (N,C,H,W)
         labels=None,    # (N,) classes
-        looked=None,    # (N,H,W) Grad-CAM; (pooled, logits) of `features`; or a `Step`
+        looked=None,    # (N,H,W) Grad-CAM; (pooled, logits or classifier); or a `Step`
         generator=None, # torch.Generator on the device of the labels
         details=False,  # return `Mixed`: the map, the mask (N,1,H,W), and the partners (N,)
     ):                  # (N,C,H,W)
@@ -101,12 +101,14 @@ def heat_of(looked, features, labels):
     "(N,H,W): where it looked, from what `FeatureCutMix` takes. ValueError if it cannot be."
     if labels is None or looked is None:
         raise ValueError("in training, FeatureCutMix takes the map, the labels, and where the "
-                         "network looked: a Grad-CAM, (pooled, logits), or a step; call .eval() "
-                         "to let the map through")
+                         "network looked: a Grad-CAM, (pooled, classifier), or a step; call "
+                         ".eval() to let the map through")
     if hasattr(looked, "logits"): heat = attention(looked, labels, _rule(looked))
     elif isinstance(looked, torch.Tensor): heat = looked
     else:
         pooled, logits = looked
+        if callable(logits): # the classifier: it needs no graph around it, compiled or not
+            with torch.enable_grad(): logits = logits(pooled := pooled.detach().requires_grad_())
         score = logits.gather(1, labels.to(logits.device)[:, None])[:, 0]
         heat = pooled_grad_cam(features, pooled, score)
     if heat.shape == (len(features), *features.shape[2:]): return heat
