@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+from nbdev.process import NBProcessor
+from nbdev.processors import _do_eval
 
 from conftest import ROOT
 
@@ -140,6 +142,13 @@ def test_code_is_narrow(name):
     for cell in cells(name):
         if cell["cell_type"] == "code":
             assert not [line for line in source(cell).splitlines() if len(line) > 100]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.filterwarnings("error:Found cells containing imports")
+def test_imports_stand_in_cells_of_their_own(name):
+    "nbdev_docs executes cells with an import and nothing before them: work in them falls over."
+    for cell in NBProcessor(NBS/name).nb.cells: _do_eval(cell)
 
 
 LEFT_OUT = shutil.ignore_patterns(".venv", ".git", "runs", "data", "build", "dist", "local",
