@@ -6,6 +6,8 @@ BIN := .venv/bin
 .venv/.installed: settings.ini setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+# the name that nbdev_clean leaves: with another JupyterLab opens notebooks as changed
+	$(BIN)/python -m ipykernel install --prefix .venv --name python3 --display-name python3
 	touch $@
 
 install: .venv/.installed

@@ -130,6 +130,14 @@ def test_notebook_is_fit_to_be_read(name):
     assert drawn != (name in WITHOUT_FIGURE), "not one figure"
 
 
+def test_notebooks_know_their_kernel():
+    "Without its language, or with another name, JupyterLab opens a notebook as changed."
+    found = [json.loads((NBS/name).read_text())["metadata"] for name in NOTEBOOKS]
+    assert all(metadata == found[0] for metadata in found)
+    kernel = dict(display_name="python3", language="python", name="python3")
+    assert found[0]["kernelspec"] == kernel and found[0]["language_info"]["version"]
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_chapters_are_called_by_their_names(name):
     "Numbers change when a chapter comes in between."
