@@ -13,7 +13,6 @@ from dataclasses import fields
 import torch
 from fastcore.basics import patch
 
-from .base.console import Progress
 from .base.devices import make_accelerator
 from .base.files import check_writable, code_version, fingerprints
 from .base.locks import held, locked, stoppable
@@ -21,6 +20,7 @@ from .base.logs import logged
 from .base.onward import keep_best, reopened
 from .base.processes import (any_of_us, average, check_divides, check_same, in_turn, part,
                                     same_buffers, share_of)
+from .base.progress import Progress
 from .base.resume import (checked, finish_run, how, leave_run, load_run, recipe,
                                  save_run)
 from .config import (Options, Run, TrainConfig, check_budget, command_of, make_preset,

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from .files import FOLDERS, complete
+from .progress import Progress
 
 # %% ../../nbs/47_archives.ipynb #07bc8774
 def place(number):
@@ -77,12 +77,14 @@ def extract_cuhk03(
     with fitting(mat, config), h5py.File(mat) as f, complete(folder) as new:
         rows, tables = read_protocol(config), read_tables(f, variant)
         for part in FOLDERS.values(): (new/part).mkdir(parents=True)
-        rows = tqdm(rows, f"CUHK03 {variant}", unit="image", disable=not progress)
-        for part, name, pid, camid in rows:
-            if (pixels := read_pixels(f, tables, name)) is None:
-                raise LookupError(f"no picture {name}, which is listed")
-            file = new/part/new_name(name, pid, camid)
-            Image.fromarray(pixels.T).save(file, compress_level=1)
+        bar = Progress(len(rows), f"CUHK03 {variant}", quiet=not progress, unit="image")
+        with bar:
+            for part, name, pid, camid in rows:
+                if (pixels := read_pixels(f, tables, name)) is None:
+                    raise LookupError(f"no picture {name}, which is listed")
+                file = new/part/new_name(name, pid, camid)
+                Image.fromarray(pixels.T).save(file, compress_level=1)
+                bar.update()
 
 # %% ../../nbs/47_archives.ipynb #14626c7f
 def _find(root, name):

@@ -16,13 +16,13 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .decoding import BadPictures, try_to_decode
 from .files import complete
 from .fingerprints import content, digest
 from .folders import say
 from .launch import one_at_a_time
+from .progress import Progress
 
 # %% ../../nbs/48_cache.ipynb #1b13af73
 def _temporary():
@@ -105,7 +105,7 @@ def _header(shape):
 def _write_images(file, split, size, progress):
     "All images into an open file. BadPictures at the end, if there are some."
     sums, bad, folder = [], [], common_folder(split).name
-    bar = tqdm(total=len(split), desc=folder, unit="image", disable=not progress)
+    bar = Progress(len(split), folder, quiet=not progress, unit="image")
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     with pool, bar:
         # in pieces: decoded images must not pile up before a slow disk

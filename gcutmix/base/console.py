@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Option', 'FROM_TEXT', 'UNSET', 'SHORT', 'numbers', 'words', 'truth', 'options_of', 'options_in', 'OneLine',
-           'parser_of', 'given', 'as_typed', 'run_command', 'command', 'extra', 'changed', 'command_line', 'Progress']
+           'parser_of', 'given', 'as_typed', 'run_command', 'command', 'extra', 'changed', 'command_line']
 
 # %% ../../nbs/45_console.ipynb #83dbdfd1
 import inspect, re, shlex, sys
@@ -15,8 +15,6 @@ from dataclasses import fields
 from functools import wraps
 
 from fastcore.docments import docments
-from tqdm import tqdm
-
 from .devices import alone
 from .locks import end
 from .strangers import MISTAKES, Ended, plain_speech
@@ -164,26 +162,3 @@ def command_line(name, *places, **settings):
     line = [name, *places]
     for key, value in settings.items(): line += [f"--{key}", _text(key, value)]
     return shlex.join(line)
-
-# %% ../../nbs/45_console.ipynb #e2c991cc
-class Progress:
-    "One line, rewritten in place."
-    def __init__(self, total, title, done=0, quiet=False):
-        self.total, self.title, self.handle, self.bar = total, title, None, None
-        if quiet: return
-        if "ipykernel" in sys.modules:
-            from IPython.display import display
-            self.handle = display({"text/plain": title}, raw=True, display_id=True)
-        else: self.bar = tqdm(total=total, initial=done, desc=title, mininterval=1, unit="it")
-
-    def __call__(self, done, text):
-        "Say that `done` iterations are over."
-        line = f"{self.title}: {done:,} of {self.total:,} iterations, {text}"
-        if self.handle: self.handle.update({"text/plain": line}, raw=True)
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(done - self.bar.n)
-
-    def close(self):
-        "Leave the line as it is."
-        if self.bar is not None: self.bar.close()

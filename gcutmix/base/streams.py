@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from .decoding import SUFFIXES, BadPictures, opaque, open_picture, shallow
 from .files import check_writable, write_atomically
 from .folders import list_pictures
 from .inputs import one_of
+from .progress import Progress
 
 # %% ../../nbs/96_streams.ipynb #315dfd77
 def as_bytes(
@@ -99,7 +99,8 @@ def batches(
     read = partial(_pixels, size=size, resize=resize)
     parts = [slice(i, i + batch_size) for i in range(0, len(pictures), batch_size)]
     ahead = iter([])
-    with pool, tqdm(total=len(pictures), unit="image", disable=not progress) as bar:
+    bar = Progress(len(pictures), "pictures", quiet=not progress, unit="picture")
+    with pool, bar:
         for part in [*parts, slice(0)]:
             now, ahead = list(ahead), pool.map(read, pictures[part])
             bad += [found for found in now if isinstance(found, str)]

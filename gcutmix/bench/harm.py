@@ -22,9 +22,9 @@ from warnings import catch_warnings, simplefilter
 
 import torch
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from ..base.console import MISTAKES
+from ..base.progress import Progress
 from ..config import make_preset, run_paths
 from ..pedestrians import write_pedestrians
 from ..training import Trainer, fit
@@ -115,7 +115,7 @@ def _in_child(heard, cache, target, args):
     sys.stdout = sys.stderr = open(heard, "w", buffering=1, encoding="utf-8") # noqa: SIM115 stays
     os.environ["GCUTMIX_CACHE"] = cache
     sys.modules.pop("ipykernel", None) # a copy of a kernel shows nothing in the notebook
-    tqdm.set_lock(RLock()) # its usual one would outlive the killed
+    Progress.set_lock(RLock()) # its usual one would outlive the killed
     torch.set_num_threads(1)
     try: target(*args)
     except MISTAKES as error: sys.exit(str(error))

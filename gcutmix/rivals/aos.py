@@ -9,10 +9,10 @@ __all__ = ['MEAN', 'window_grid', 'windows', 'window_losses', 'blur', 'draw_plac
 import torch
 import torch.nn.functional as F
 from torch.fx.experimental.optimization import fuse
-from tqdm import tqdm
 
 from ..base.devices import is_first, use_bf16
 from ..base.processes import in_turn, part, rand, share
+from ..base.progress import Progress
 from ..images import normalize
 from .plain import IDE
 from ..training import seeded_model
@@ -92,8 +92,7 @@ class AOS(IDE):
         step, device = self.options.window_step, self.classify.weight.device
         look, hidden = fuse(self.eval().backbone), windows(images.shape[2:], step).to(device)
         def classify(x): return self.classify(look(x).mean((2, 3)))
-        quiet = None if is_first() else True # None: unless somebody watches
-        bar = tqdm(total=len(images), desc="windows", leave=False, disable=quiet)
+        bar = Progress(len(images), "windows", quiet=not is_first(), unit="image")
         def look_at(i):
             bar.update(share().parts)
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):

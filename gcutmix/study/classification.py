@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..base.console import Progress, command, command_line
+from ..base.console import command, command_line
 from ..base.files import code_version, hardware, now, packages, write_json
+from ..base.progress import Progress
 from ..cutmix import feature_cutmix, sample_partners
 from ..drawn.letters import SETS
 from ..images import keyed_generator, normalize, random_crop
