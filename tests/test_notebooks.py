@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from nbdev.process import NBProcessor
@@ -126,6 +127,8 @@ def test_notebook_is_fit_to_be_read(name):
     text = json.dumps([cell["outputs"] for cell in code])
     private = r'"output_type": "error"|"name": "stderr"|/home/|/root/|/tmp/|/work/|site-packages'
     assert not re.search(private, text)
+    for before, out in (pair for cell in code for pair in pairwise(cell["outputs"])):
+        assert "name" not in out or out["name"] != before.get("name"), "join them: JupyterLab does"
     kinds = {kind for cell in code for out in cell["outputs"] for kind in out.get("data", {})}
     drawn = any(kind.startswith("image/") for kind in kinds)
     assert drawn != (name in WITHOUT_FIGURE), "not one figure"
@@ -137,6 +140,11 @@ def test_notebooks_know_their_kernel():
     assert all(metadata == found[0] for metadata in found)
     kernel = dict(display_name="python3", language="python", name="python3")
     assert found[0]["kernelspec"] == kernel and found[0]["language_info"]["version"]
+
+
+def test_the_entrance_hides_its_code():
+    code = [cell for cell in cells("index.ipynb") if cell["cell_type"] == "code"]
+    assert code and all(cell["metadata"]["jupyter"]["source_hidden"] for cell in code)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
