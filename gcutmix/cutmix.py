@@ -42,18 +42,14 @@ def partner_matrix(
         raise ValueError(f"partner mode {mode!r}: expected one of {', '.join(modes)}")
     return modes[mode]
 
-# %% ../nbs/04_feature_cutmix.ipynb #d1d54acd
-def _shuffled_groups(
-    pids,           # (N,) identities
-    generator=None, # torch.Generator on the device of `pids`
-):                  # (N,) int64
-    "The group into which each image falls in a shuffled batch, as large as a person's part of it."
+# %% ../nbs/04_feature_cutmix.ipynb #69097c1f
+def _shuffled_groups(pids, generator):
+    "(N,) the group of each image in a shuffled batch, as large as a person's part of the batch."
     everyone = everybody(pids)
     size = len(everyone)//max(1, len(everyone.unique()))
     place = everybody(rand(len(pids), generator=generator, device=pids.device)).argsort().argsort()
     return mine(place//size)
 
-# %% ../nbs/04_feature_cutmix.ipynb #69097c1f
 def sample_partners(
     pids,            # (N,) identities
     mode="negative", # "negative", "positive" or "any"; "position": as released
