@@ -26,6 +26,7 @@ from .classified import draw_classified
 from .exhibits import (plot_attention, plot_cues, plot_mix, plot_occlusion,
                                     plot_ranked)
 from .figures import plot_cmc, plot_curves, plot_differences, plot_k
+from .matters import draw_matters
 from .paper import COLUMNS, SLIPS, is_run
 from .runs import plan, shortened
 from .tables import (by_setting, comparisons, coverage_rows, markdown, overlap_rows,
@@ -161,7 +162,7 @@ def gcutmix_tables(
             if name == "pedestrians" and (results/name/"PC2-tiny-s0.safetensors").exists():
                 draw_networks(results/name, out/"people", out/name)
         text += draw_table_2(found, results, out)
-        text += draw_classified(results, out)
+        text += draw_matters(results, out) + draw_classified(results, out)
         save_figure(plot_differences(name_groups(found)), out/"differences.svg")
     text += ["# Beside the paper: differences\n", "![differences](differences.svg)\n",
              "# What the paper prints and cannot be (rows with †)\n", *slip_lines()]
