@@ -161,6 +161,11 @@ def _print_lists(rows):
 DRAWN = 12 # lists in one figure
 HEADS = "query", "place", "picture", "distance"
 
+def _check_figure(path):
+    "ValueError or ImportError, before hours of work, for a picture that cannot be drawn."
+    check_ending("figure", path, (".png", ".jpg", ".pdf", ".svg"))
+    with extra("study"): import matplotlib # noqa: F401
+
 def _save_lists(path, queries, gallery, index, distances, size):
     with extra("study"): from gcutmix.base.pictures import save_figure
     drawn = draw_lists(queries[:DRAWN], gallery, index[:DRAWN], distances[:DRAWN], size)
@@ -189,7 +194,7 @@ def gcutmix_rank(
     at_least("k", k, 1)
     one_of("metric", metric, ("euclidean", "cosine"))
     if csv: check_ending("csv", csv, (".csv",))
-    if figure: check_ending("figure", figure, (".png", ".jpg", ".pdf", ".svg"))
+    if figure: _check_figure(figure)
     queries, gallery = listed(query)[0], listed(folder)[0]
     features, _ = embed(model, [*queries, *gallery], size, batch_size, flip, choose_device(device))
     sides = features[:len(queries)], features[len(queries):]

@@ -77,6 +77,10 @@ def gcutmix_bench(
     out:str="results/benchmarks", # folder of the JSON files
     **settings
 ):
-    "Measure the claims of speed as ratios within one run; one JSON file per part."
+    """Measure the claims of speed as ratios within one run; one JSON file per part.
+
+    examples:
+      gcutmix_bench --part step --device cpu
+      gcutmix_bench --part evaluation --out runs/benchmarks"""
     bench = Bench(**settings)
     for name in PARTS if part == "all" else [part]: measure_into(out, name, bench)

@@ -152,7 +152,11 @@ def gcutmix_tables(
     results:str="results", # folder with a folder of results for each data set
     out:str="runs/tables", # folder of the Markdown file and the figures
 ):
-    "Draw all tables and figures from result files."
+    """Draw all tables and figures from result files.
+
+    examples:
+      gcutmix_tables
+      gcutmix_tables --results runs --out runs/tables"""
     results, out, text = Path(results), Path(out), []
     found = find_datasets(results)
     with plt.rc_context(STYLE):
@@ -178,7 +182,11 @@ def gcutmix_demo(
     epochs:int=None,     # shorter than the preset's, to try it out
 ):
     """Train the five rows of Table 3 on the embedded pedestrians;
-    print the table, write it with curves, Grad-CAM and ranked lists."""
+    print the table, write it with curves, Grad-CAM and ranked lists.
+
+    examples:
+      gcutmix_demo
+      gcutmix_demo --epochs 3 --out runs/short"""
     out = Path(out)
     base = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out)
     if epochs is not None: base = shortened(base, epochs)

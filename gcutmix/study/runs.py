@@ -172,7 +172,11 @@ def gcutmix_reproduce(
     root:str=None,             # the same as data_root: as the other commands say
 ):
     """Run the cells of the paper's tables that have no result yet, and only those.
-    What was interrupted goes on; the same command, given again, does the rest."""
+    What was interrupted goes on; the same command, given again, does the rest.
+
+    examples:
+      gcutmix_reproduce --dataset cuhk03-detected --data_root data --table 3
+      gcutmix_reproduce --dataset pedestrians --seeds 5 --budget 60"""
     given = dict(root=data_root or root, backbone=backbone, device=device)
     given = {key: value for key, value in given.items() if value is not None}
     if weights != "preset": given["weights"] = None if weights == "none" else weights
