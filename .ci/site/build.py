@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 from pages import ROOT, write_pages
+from play import play_page
 from reference import write_reference
 
 HERE, SITE = Path(__file__).resolve().parent, ROOT/"_site"
@@ -43,8 +44,9 @@ def main():
     work = fresh(BUILD/"site")
     pages, static, html = (fresh(work/name) for name in ("pages", "static", "html"))
     shutil.copy(mathjax, static/"mathjax.js")
-    shutil.copy(HERE/"site.css", static)
+    for name in ("site.css", "play.js"): shutil.copy(HERE/name, static)
     write_pages(pages)
+    (pages/"play.md").write_text(play_page(HERE), encoding="utf-8")
     write_reference(pages/"api")
     line = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-j", "auto",
             "-c", HERE, "-d", work/"doctrees", pages, html]

@@ -40,16 +40,18 @@ def relink(text, pages):
 
 
 def toctree(caption, names):
-    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", ""])
+    head = ["```{toctree}", ":hidden:", *([f":caption: {caption}"] if caption else []), ""]
+    return "\n".join([*head, *names, "```", ""])
 
 
 def contents(index):
-    "A cell that puts every page into the sidebar."
-    listed = {**parts(index), "The library": ["api/index"], "The project": TEXTS}
+    "A cell that leads to the page to play with, and puts every page into the sidebar."
+    listed = {"": ["play"], **parts(index), "The library": ["api/index"], "The project": TEXTS}
     missing = {p.stem for p in (ROOT/"nbs").glob("[0-9]*.ipynb")} - set(sum(listed.values(), []))
     if missing: raise SystemExit(f"no part of the index lists {', '.join(sorted(missing))}")
     source = "\n".join(toctree(caption, names) for caption, names in listed.items())
-    return dict(cell_type="markdown", id="contents", metadata={}, source=source)
+    lead = "[Try it](play.md): pick a person, move k, and see which blocks go.\n\n"
+    return dict(cell_type="markdown", id="contents", metadata={}, source=lead + source)
 
 
 def shown(cell, section):
@@ -88,7 +90,7 @@ def write_pages(folder):
     pages = {path.name for path in notebooks} | set(TEXTS)
     for path in notebooks:
         page = chapter(json.loads(path.read_text(encoding="utf-8")), pages)
-        if path.stem == "index": page["cells"].append(contents(page))
+        if path.stem == "index": page["cells"].insert(1, contents(page))
         (folder/path.name).write_text(json.dumps(page), encoding="utf-8")
     for name in TEXTS:
         text = relink((ROOT/name).read_text(encoding="utf-8"), pages)
