@@ -3,10 +3,14 @@
 usage: readme.py [--check]    (--check writes nothing and fails if README.md or a picture differs)
 """
 import base64, json, re, sys
+from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT/"nbs"/"images"
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT/"settings.ini", encoding="utf-8")
+PUBLIC = SETTINGS["DEFAULT"]["git_url"] # the one place of the public address
 
 
 def output_text(output, pictures):
@@ -29,6 +33,7 @@ def readme(notebook):
     text = "\n\n".join(parts) + "\n"
     text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text) # links from the top level
     text = text.replace("](../", "](")
+    if PUBLIC: text = text.replace("git clone ADDRESS gcutmix", f"git clone {PUBLIC} gcutmix")
     return text, pictures
 
 
