@@ -1,5 +1,6 @@
 "The site: every link leads somewhere, every picture is there, and no other host is asked."
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -8,9 +9,12 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag
 
 import pytest
+import torch
 from filelock import FileLock
 
 from conftest import ROOT
+from gcutmix.blocks import block_mask
+from gcutmix.model import load_model
 
 pytestmark = pytest.mark.slow
 FOREIGN = re.compile(r"(https?:)?//")
@@ -99,3 +103,146 @@ def test_without_npm_one_line_says_so(tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, env=dict(PATH=""))
     assert done.returncode == 1
     assert done.stderr == "make site: no npm, which brings MathJax; install Node.js\n"
+
+
+# Debian's, or any that is found: playwright's own is not downloaded
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
+QUIET = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update
+--disable-background-networking --disable-sync""".split()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+    if not CHROMIUM: pytest.skip("chromium is missing")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser):
+    "Open a page of a site in a window; what it asks for, and its errors, are noted."
+    windows = []
+
+    def open_page(path, width=1400, scheme="light"):
+        window = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+        windows.append(window)
+        tab = window.new_page()
+        tab.asked, tab.errors = [], []
+        tab.on("request", lambda request: tab.asked.append(request.url))
+        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+        tab.goto(path.as_uri())
+        return tab
+    yield open_page
+    for window in windows: window.close()
+
+
+SEEN = """async () => {
+  if (window.MathJax) await MathJax.startup.promise;
+  const images = [...document.images];
+  await Promise.all(images.map(image => image.decode().catch(() => 0)));
+  const count = selector => document.querySelectorAll(selector).length;
+  return {missing: images.filter(image => !image.naturalWidth).map(image => image.src),
+          not_set: count(".math") - count("mjx-container") + count("[data-mjx-error]"),
+          too_wide: document.documentElement.scrollWidth > innerWidth};
+}"""
+
+
+def test_a_phone_shows_every_page_and_asks_no_other_host(site, visit):
+    fine, tab = dict(missing=[], not_set=0, too_wide=False), visit(site/"index.html", 390)
+    wrong = {}
+    for path in sorted(site.rglob("*.html")):
+        tab.goto(path.as_uri())
+        if (seen := tab.evaluate(SEEN)) != fine: wrong[path.name] = seen
+    assert not wrong and not tab.errors
+    assert not [url for url in tab.asked if not url.startswith(("file:", "data:"))]
+
+
+def test_the_eye_sees_light_and_dark(site, visit):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    shades = {scheme: visit(site/"index.html", scheme=scheme).evaluate(ground)
+              for scheme in ("light", "dark")}
+    light, dark = (int(re.search(r"\d+", shades[scheme])[0]) for scheme in ("light", "dark"))
+    assert light > 200 and dark < 50
+
+
+def test_search_finds_chapter_and_reference(site, visit):
+    tab = visit(site/"search.html")
+    tab.goto(f"{(site/'search.html').as_uri()}?q=block_mask")
+    tab.wait_for_selector("#search-results li a")
+    tab.wait_for_function("document.querySelectorAll('#search-results li').length > 2")
+    hits = tab.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+    assert any("api/gcutmix.blocks.html" in hit for hit in hits)
+    assert any("03_block_ranking.html" in hit for hit in hits)
+
+
+def test_chapters_follow_each_other(site, visit):
+    tab = visit(site/"02_gradcam.html")
+    tab.click(".next-page")
+    assert tab.url.endswith("03_block_ranking.html")
+    assert "#| hide" not in tab.inner_text("article") and tab.locator("text=gcutmix.blocks").count()
+
+
+CELLS = """name => {
+  const canvas = document.querySelector(`#${name} canvas`), context = canvas.getContext("2d");
+  const cells = [];
+  for (let y = 0; y < 24; y++) for (let x = 0; x < 8; x++)
+    cells.push(context.getImageData(x*8 + 1, y*8 + 1, 1, 1).data[0]);
+  return cells;
+}"""
+
+
+def play(visit, site, width=1400):
+    tab = visit(site/"play.html", width)
+    tab.wait_for_selector("#play[data-ready]")
+    return tab, json.loads(tab.inner_text("#play-data"))
+
+
+def slide(tab, name, value):
+    tab.eval_on_selector(f"#{name}", "(slider, value) => { slider.value = value; "
+                         "slider.dispatchEvent(new Event('input')); }", value)
+
+
+@pytest.mark.parametrize("person", [0, 12])
+def test_the_mask_to_play_with_is_that_of_the_library(site, visit, person):
+    tab, data = play(visit, site)
+    tab.check(f"#people input[value='{person}']")
+    cam = torch.tensor(data["maps"]["G"][person]).view(1, 24, 8)
+    for i, block in enumerate(data["blocks"]):
+        slide(tab, "block", i)
+        blocks = 192//(block[0]*block[1])
+        for k in {0, 1, blocks//5, blocks//2, blocks}:
+            slide(tab, "k", k)
+            mask = block_mask(cam.double(), k, block).flatten()
+            drawn = torch.tensor(tab.evaluate(CELLS, "mask")) > 128
+            assert torch.equal(drawn, mask > 0), (block, k)
+            assert f"{k} of {blocks} blocks" in tab.inner_text("#k-says")
+
+
+def test_the_maps_to_play_with_are_those_of_the_network(site, visit):
+    _, data = play(visit, site)
+    model, _ = load_model(ROOT/"results"/"pedestrians"/"PC2-tiny-s0.safetensors")
+    assert (data["k"], tuple(data["block"])) == (model.options.k, tuple(model.options.block))
+    assert list(data["maps"]) == ["G", "AC1", "AC2"] and len(data["people"]) == 16
+    for maps in data["maps"].values(): assert {max(each) for each in maps} <= {0, 9999}
+    assert all(partner != i for i, partner in enumerate(data["partners"]))
+
+
+def test_keys_move_people_and_sliders_on_a_phone_too(site, visit):
+    tab, data = play(visit, site, 390)
+    before = tab.inner_text("#says")
+    tab.focus("#k")
+    tab.keyboard.press("ArrowRight")
+    assert tab.inner_text("#k-says") == f"{data['k'] + 1} of 32 blocks"
+    assert tab.inner_text("#says") != before
+    tab.focus("#people input:checked")
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#people input:checked").get_attribute("value") == "1"
+    assert "person 2" in tab.get_attribute("#person canvas", "aria-label")
+    right = data["lists"]["PC2, three branches"]["right"][1]
+    words = [f"{place}: {'same' if ok else 'other'}" for place, ok in enumerate(right, 1)]
+    assert tab.locator("#lists ol").nth(1).locator("li span").all_inner_texts() == words
+    assert not tab.errors
