@@ -411,7 +411,9 @@ def test_every_variant_learns(config, variant):
 @pytest.mark.parametrize("settings", [
     dict(cam_grad="batch"), dict(accumulate=True), dict(detach_partner=True), dict(partner="any"),
     dict(partner="positive"), dict(label_smoothing=.1, warmup_shape="staircase"),
-    dict(precision="bf16"), dict(channels_last=False), dict(random_erasing=.5)])
+    dict(precision="bf16"), dict(channels_last=False), dict(random_erasing=.5),
+    dict(fill="zeros", pool="avg"),
+    dict(partner="position", start="released", schedule_ahead=1)])
 @pytest.mark.slow
 def test_every_setting_runs(config, settings):
     run = fit(replace(config, epochs=2, **settings), quiet=True)
