@@ -158,8 +158,7 @@ def _print_lists(rows):
         if place == 1: print(query)
         print(f"{place:>4}  {distance:<9.4g}  {picture}")
 
-DRAWN = 12 # lists in one figure
-HEADS = "query", "place", "picture", "distance"
+DRAWN, HEADS = 12, ("query", "place", "picture", "distance") # lists in one figure; of the .csv
 
 def _saver(path):
     "What saves a figure. ValueError or ImportError, before hours of work, if that cannot be."
@@ -198,5 +197,4 @@ def gcutmix_rank(
     rows = list(_rows(queries, gallery, index, distances))
     _print_lists(rows)
     if csv: write_atomically(csv, partial(write_table, rows=[HEADS, *rows]))
-    some = queries[:DRAWN], gallery, index[:DRAWN], distances[:DRAWN]
-    if save: save(draw_lists(*some, size))
+    if save: save(draw_lists(queries[:DRAWN], gallery, index[:DRAWN], distances[:DRAWN], size))
