@@ -10,7 +10,7 @@ parser.read(here/"settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
 names = ("study", "bench", "raw", "onnx", "log", "timm", "classify")
-extras = {name: cfg[f"{name}_requirements"].split() for name in (*names, "faiss", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in (*names, "faiss", "browser", "dev")}
 extras["dev"] += [word for name in names for word in extras[name]]
 
 setup(
