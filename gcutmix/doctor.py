@@ -94,7 +94,7 @@ def _absent(name, base):
     return Finding(name, False, f"not in {base}; put it there as {folder}, or pass --root")
 
 def _meant(name, folder, base):
-    "Whether a folder that is no such data set was meant to be one: it lies where one should."
+    "Whether a folder is called as this data set is: then it is one, or a damaged one."
     names = {Path(place).name for place in PLACES[name]}
     return folder is None or folder != base or base.name in names
 
@@ -105,12 +105,13 @@ def check_data(root):
         places[name] = found[0] if found else None
         with redirect_stderr(StringIO()): # remarks on files that are not read
             rows[name] = _counted(name, found[0]) if found else _release(name, base)
-    fitting = {places[name] for name, row in rows.items() if row and row.ok}
+    here = {name for name, row in rows.items() if row and _meant(name, places[name], base)}
+    good = {name for name, row in rows.items() if row and row.ok and name in {*here, *TABLE1}}
+    taken = {places[name] for name in good} - {None}
     for name, row in rows.items():
-        wrong = row and not row.ok and (places[name] in fitting or
-                                        not _meant(name, places[name], base))
-        yield _absent(name, base) if row is None or wrong else row
-    if base.name not in PLACES and holds_data(base, base.name) and base not in fitting:
+        told = name in good or (name in here and places[name] not in taken)
+        yield row if told else _absent(name, base)
+    if base.name not in PLACES and holds_data(base, base.name) and base not in taken:
         with redirect_stderr(StringIO()): own = _counted(base.name, base)
         yield own._replace(name=f"{base.name}, your own")
 
