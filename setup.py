@@ -11,7 +11,8 @@ parser.read(here/"settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
 
 names = ("study", "bench", "raw", "onnx", "log", "timm", "classify")
-extras = {name: cfg[f"{name}_requirements"].split() for name in (*names, "faiss", "site", "dev")}
+optional = (*names, "faiss", "site", "browser", "dev")
+extras = {name: cfg[f"{name}_requirements"].split() for name in optional}
 extras["dev"] += [word for name in names for word in extras[name]]
 
 # Links of the README lead nowhere on a package index, unless they are whole addresses.

@@ -12,7 +12,7 @@ from conftest import ROOT
 # From below. A wing (a folder) is one floor; inside it no circle is allowed.
 FLOORS = """base drawn pedestrians data images gradcam blocks cutmix losses samplers config phases
 ingredients variants model guards evaluation training layer gallery export card rivals study
-bench commands""".split()
+bench doctor commands""".split()
 # imports that no reader of imports sees
 LATE = {"resolve_name", "import_module", "__import__", "run_module", "run_path", "_import"}
 # module: why it may have more than 200 lines

@@ -148,7 +148,8 @@ def serve(home, folder, token):
 
 class Lab:
     "A page with JupyterLab, and what was found in it."
-    def __init__(self, page, folder, shots): self.page, self.folder, self.shots = page, folder, shots
+    def __init__(self, page, folder, shots):
+        self.page, self.folder, self.shots = page, folder, shots
 
     def open(self, name):
         self.page.evaluate(OPEN, f"nbs/{name}")

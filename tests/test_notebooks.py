@@ -23,8 +23,8 @@ PARTS = {"main line": range(11), "use it": range(11, 18), "study": range(18, 30)
 # about words, so there is nothing to draw
 WITHOUT_FIGURE = [f"{name}.ipynb" for name in (
     "45_console", "54_commands", "55_devices", "71_locks", "74_fingerprints", "77_folders",
-    "78_readers", "81_mishaps", "88_cards", "89_states", "95_identities", "98_progress",
-    "14_classification")]
+    "78_readers", "81_mishaps", "88_cards", "89_states", "95_identities", "97_machine",
+    "98_progress", "14_classification", "17_doctor")]
 
 
 def run(*command, cwd=ROOT, **env):
