@@ -19,7 +19,7 @@ from gcutmix.study.maps import branch_maps, top_blocks
 from gcutmix.training import fit, make_preset, seeded_model
 
 FILE = Path(__file__).resolve().parents[2]/"nbs"/"images"/"branches.webp"
-WHO = 0, 2, 7, 9 # of the sixteen who walk through the notebooks
+PEOPLE = 4       # of the sixteen who walk through the notebooks, the first
 SIZE = 192, 64   # drawn larger than the 96x32 that the network sees
 
 
@@ -34,7 +34,7 @@ def train(folder):
     people = load_dataset("pedestrians", write_pedestrians(folder/"pedestrians")).train
     config = make_preset("demo", "pedestrians", variant="PC2", root=str(folder), device="cpu",
                          out=str(folder/"runs"))
-    first = np.flatnonzero(np.diff(people.labels, prepend=-1))[list(WHO)]
+    first = np.flatnonzero(np.diff(people.labels, prepend=-1))[:PEOPLE]
     images = load_images(people, config.size, progress=False)[torch.from_numpy(first)]
     labels = torch.tensor(people.labels)[first]
     story = [looks_of(seeded_model(config, people.num_pids), images, labels)]
@@ -69,7 +69,7 @@ def main():
     frames = [frame(people, looks, i, len(story) - 1) for i, looks in enumerate(story)]
     times = [250]*(len(frames) - 1) + [3000]
     frames[0].save(FILE, save_all=True, append_images=frames[1:], duration=times, loop=0,
-                   quality=60, method=6)
+                   quality=40, method=6)
     print(f"{FILE.name}: {FILE.stat().st_size/1e3:.0f} kB, {len(frames)} frames")
 
 
