@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag
 
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from conftest import ROOT
 from gcutmix.blocks import block_mask
@@ -249,3 +251,21 @@ def test_keys_move_people_and_sliders_on_a_phone_too(site, visit):
     words = [f"{place}: {'same' if ok else 'other'}" for place, ok in enumerate(right, 1)]
     assert tab.locator("#lists ol").nth(1).locator("li span").all_inner_texts() == words
     assert not tab.errors
+
+
+def test_the_animation_is_small_and_shows_each_epoch():
+    path = ROOT/"nbs"/"images"/"branches.webp"
+    with Image.open(path) as picture: assert picture.n_frames == 31
+    assert path.stat().st_size <= 500_000
+
+
+def test_the_animation_can_be_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/".ci"/"site")
+    import animation
+    short = partial(animation.make_preset, epochs=1, warmup=0, decay_at=(), eval_every=0)
+    monkeypatch.setattr(animation, "make_preset", short)
+    people, story = animation.train(tmp_path)
+    assert len(story) == 2 and [len(looks) for looks in story] == [3, 3]
+    assert not torch.equal(story[0][0][0], story[1][0][0])
+    first, last = (animation.frame(people, looks, i, 1) for i, looks in enumerate(story))
+    assert first.size == last.size and first.tobytes() != last.tobytes()

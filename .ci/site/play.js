@@ -177,8 +177,10 @@ function showLists() {
   $("lists").replaceChildren(...Object.entries(data.lists).map(([network, { index, right }]) => {
     const places = index[state.person].map((i, place) => {
       const ok = right[state.person][place], words = ok ? "same" : "other";
-      const image = make("img", { src: data.gallery[i], alt: `place ${place + 1}: ${words} person` });
-      image.style.outline = `3px ${ok ? "solid" : "dashed"} ${data.colours[ok ? "right" : "wrong"]}`;
+      const alt = `place ${place + 1}: ${words} person`;
+      const image = make("img", { src: data.gallery[i], alt });
+      const frame = ok ? `solid ${data.colours.right}` : `dashed ${data.colours.wrong}`;
+      image.style.outline = `3px ${frame}`;
       return make("li", {}, image, make("span", {}, `${place + 1}: ${words}`));
     });
     return make("div", {}, make("h3", {}, network), make("ol", {}, ...places));
@@ -209,7 +211,10 @@ data.people.forEach((source, i) => {
 $("block").max = data.blocks.length - 1;
 $("block").value = data.blocks.findIndex(block => `${block}` === `${data.block}`);
 $("k").addEventListener("input", event => { state.k = +event.target.value; show(); });
-$("block").addEventListener("input", event => { setBlock(data.blocks[event.target.value]); show(); });
+$("block").addEventListener("input", event => {
+  setBlock(data.blocks[event.target.value]);
+  show();
+});
 $("partner").addEventListener("input", event => {
   state.partner = (state.person + +event.target.value) % data.people.length;
   show();
