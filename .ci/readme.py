@@ -32,7 +32,7 @@ def readme(notebook):
         else: parts += filter(None, (output_text(o, pictures) for o in cell["outputs"]))
     text = "\n\n".join(parts) + "\n"
     text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text) # links from the top level
-    text = text.replace("](../", "](")
+    text = text.replace("](../", "](").replace("](images/", "](nbs/images/")
     if PUBLIC: text = text.replace("git clone ADDRESS gcutmix", f"git clone {PUBLIC} gcutmix")
     return text, pictures
 

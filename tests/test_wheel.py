@@ -72,6 +72,12 @@ def test_a_reader_of_the_package_index_is_told(wheel):
     assert "gcutmix/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
+def test_the_citation_is_of_this_version(wheel):
+    version = metadata(wheel, "METADATA").split("\nVersion: ")[1].split()[0]
+    assert f"\nversion: {version}\n" in (ROOT/"CITATION.cff").read_text(encoding="utf-8")
+    assert f"version = {{{version}}}" in (ROOT/"README.md").read_text(encoding="utf-8")
+
+
 def test_sdist_holds_tests_notebooks_and_results(wheel):
     with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
