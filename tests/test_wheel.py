@@ -99,6 +99,28 @@ def test_links_are_whole_where_there_is_a_public_address(tmp_path):
     assert "https://example.org/us/gcutmix/blob/main/nbs/00_data.ipynb" in links
 
 
+def test_copies_for_colab_install_themselves(tmp_path):
+    "Where an address is configured; README then leads there, and only then."
+    url = "https://github.com/us/gcutmix"
+    shutil.copytree(ROOT/".ci", tmp_path/".ci", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT/"nbs", tmp_path/"nbs", ignore=shutil.ignore_patterns("[1-9]*.ipynb"))
+    settings = (ROOT/"settings.ini").read_text(encoding="utf-8")
+    (tmp_path/"settings.ini").write_text(settings, encoding="utf-8")
+    done = attempt(sys.executable, ".ci/colab.py", "copies", cwd=tmp_path)
+    assert done.returncode == 1 and "git_url in settings.ini is empty" in done.stderr
+    assert "colab" not in (ROOT/"README.md").read_text(encoding="utf-8")
+    settings = re.sub("(?m)^git_url =.*$", f"git_url = {url}", settings)
+    (tmp_path/"settings.ini").write_text(settings, encoding="utf-8")
+    run(sys.executable, ".ci/colab.py", "copies", cwd=tmp_path)
+    run(sys.executable, ".ci/readme.py", cwd=tmp_path)
+    text = (tmp_path/"README.md").read_text(encoding="utf-8")
+    assert f"git clone {url} gcutmix" in text
+    assert "https://colab.research.google.com/github/us/gcutmix/blob/colab/nbs/00_data" in text
+    cells = json.loads((tmp_path/"copies"/"nbs"/"00_data.ipynb").read_text())["cells"]
+    assert url in cells[0]["source"] and "nbdev" not in cells[0]["source"]
+    assert len(cells) == 1 + len(json.loads((ROOT/"nbs"/"00_data.ipynb").read_text())["cells"])
+
+
 def test_wheel_trains_in_an_empty_environment(wheel, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path/"env", cwd=tmp_path)
     bin = tmp_path/"env"/"bin"
