@@ -99,7 +99,7 @@ def batches(
     read = partial(_pixels, size=size, resize=resize)
     parts = [slice(i, i + batch_size) for i in range(0, len(pictures), batch_size)]
     ahead = iter([])
-    bar = Progress(len(pictures), "pictures", quiet=not progress, unit="picture")
+    bar = Progress(len(pictures), "reading", quiet=not progress, unit="picture")
     with pool, bar:
         for part in [*parts, slice(0)]:
             now, ahead = list(ahead), pool.map(read, pictures[part])
