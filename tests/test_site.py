@@ -1,4 +1,5 @@
 "The site: every link leads somewhere, every picture is there, and no other host is asked."
+import ast
 import importlib.util
 import json
 import os
@@ -109,6 +110,29 @@ def test_without_npm_one_line_says_so(tmp_path):
     assert done.stderr == "make site: no npm, which brings MathJax; install Node.js\n"
 
 
+DEFINED = """
+def f(
+    a, b=2, # (N,) each
+    *rest,  # what is
+            # left over
+    c="x|y", # `p|q`, <r>
+):          # (N,h,w)
+    "Text."
+"""
+
+
+def test_the_reference_reads_comments(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT/".ci"/"site")
+    import reference
+    comments, node = reference.comments_of(DEFINED), ast.parse(DEFINED).body[0]
+    rows = reference.parameters(node, comments)
+    assert [(name, comment) for name, _, comment in rows] == [
+        ("a", "(N,) each"), ("b", "(N,) each"), ("rest", "what is left over"),
+        ("c", "`p|q`, <r>"), ("returns", "(N,h,w)")]
+    assert reference.table(rows).splitlines()[-2:] == [
+        r"| `c` = `'x\|y'` | `p\|q`, \<r\> |", "| *returns* | (N,h,w) |"]
+
+
 # Debian's, or any that is found: playwright's own is not downloaded
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
@@ -151,7 +175,8 @@ SEEN = """async () => {
   const count = selector => document.querySelectorAll(selector).length;
   return {missing: images.filter(image => !image.naturalWidth).map(image => image.src),
           not_set: count(".math") - count("mjx-container") + count("[data-mjx-error]"),
-          too_wide: document.documentElement.scrollWidth > innerWidth};
+          too_wide: [document.documentElement, document.querySelector(".content")]
+            .some(box => box && box.scrollWidth > box.clientWidth)};
 }"""
 
 

@@ -11,6 +11,7 @@ extensions = ["myst_nb", "sphinx.ext.mathjax"]
 nb_execution_mode = "off" # the saved outputs are shown
 nb_output_stderr = "remove"
 nb_merge_streams = True
+nb_render_markdown_format = "gfm" # tables
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 mathjax_path = "mathjax.js"

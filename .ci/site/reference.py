@@ -61,11 +61,12 @@ def parameters(node, comments):
 def table(rows):
     "Markdown of (name, default, comment); nothing if there is no comment."
     if not any(comment for *_, comment in rows): return ""
-    lines = ["| name | default | |", "| --- | --- | --- |"]
+    lines = ["| | |", "| --- | --- |"]
     for name, default, comment in rows:
-        value = f"`{ast.unparse(default)}`" if default is not None else ""
-        name = f"*{name}*" if name == "returns" else f"`{name}`"
-        lines.append(f"| {name} | {value} | {plain(comment)} |".replace("||", r"\|\|"))
+        text = f"`{name}`" if name != "returns" else f"*{name}*"
+        if default is not None: text += f" = `{ast.unparse(default)}`"
+        cells = (cell.replace("|", r"\|") for cell in (text, plain(comment)))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
