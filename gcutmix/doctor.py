@@ -95,6 +95,7 @@ def _absent(name, base):
     folder = next(filter(None, PLACES[name]))
     return Finding(name, False, f"not in {base}; put it there as {folder}, or pass --root")
 
+# %% ../nbs/17_doctor.ipynb #570bef78
 def _meant(name, folder, base):
     "Whether a folder is called as this data set is: then it is one, or a damaged one."
     names = {Path(place).name for place in PLACES[name]}

@@ -16,16 +16,13 @@ LINE = SAID + " |{bar:10}| {remaining} left{postfix}"
 
 # %% ../../nbs/98_progress.ipynb #e2b59ab9
 class Progress(tqdm):
-    """A bar with the time left: one line in a terminal, one output in a notebook, and nothing at
-    all for a pipe or a file. A context manager; `update(n)` says that n more are over."""
+    "A bar in a terminal or a notebook, nothing in a file. `update(n)`: n more are over."
     def __init__(
-        self,
-        total,           # how many there are
-        title,           # what is counted on the way
-        done=0,          # how many are over already
-        quiet=False,     # say nothing
-        unit="iteration",
-    ):
+        self, total,       # how many there are
+        title,             # what is done
+        done=0,            # how many are over already
+        quiet=False,       # say nothing
+        unit="iteration"): # what is counted
         kernel, self.handle = "ipykernel" in sys.modules, None
         if not kernel: quiet = quiet or None # tqdm's word for: unless somebody watches
         super().__init__(total=total, desc=title, initial=done, unit=unit, bar_format=LINE,
@@ -41,10 +38,9 @@ class Progress(tqdm):
         "Show the line, or what is given instead."
         if not self.gui: return super().display(msg, pos)
         shown = {"text/plain": msg or str(self)}
-        if self.handle: self.handle.update(shown, raw=True)
-        else:
-            from IPython.display import display
-            self.handle = display(shown, raw=True, display_id=True)
+        if self.handle: return self.handle.update(shown, raw=True)
+        from IPython.display import display
+        self.handle = display(shown, raw=True, display_id=True)
 
     def close(self):
         "Leave the line; in a notebook, the sentence that every run ends with."
