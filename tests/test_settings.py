@@ -53,7 +53,7 @@ def test_every_stored_command_gives_its_recipe(added):
     for path in RUNS:
         result = json.loads(path.read_text())
         asked = given(parser, shlex.split(result["command"])[1:])
-        preset, dataset, _ = (asked.pop(key) for key in ("preset", "dataset", "max_steps"))
+        preset, dataset, *_ = map(asked.pop, ("preset", "dataset", "max_steps", "show"))
         found = recipe(config.make_preset(preset, dataset, **asked))
         assert found.items() >= result["recipe"].items() and found["made_up"] == "as before"
 
