@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow install clean
+.PHONY: demo test test-slow site install clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -31,5 +31,13 @@ test: install
 test-slow: install
 	$(PYTEST) -m slow
 
+# The notebooks as they are saved, and the reference, as pages in _site.
+site: .venv/.site
+	$(BIN)/python .ci/site/build.py
+
+.venv/.site: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'
+	touch $@
+
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs build dist _site *.egg-info

@@ -3,10 +3,24 @@
 usage: readme.py [--check]    (--check writes nothing and fails if README.md or a picture differs)
 """
 import base64, json, re, sys
+from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT/"nbs"/"images"
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT/"settings.ini", encoding="utf-8")
+PUBLIC = SETTINGS["DEFAULT"]["git_url"] # the one place of the public address
+
+
+def elsewhere(url):
+    "A line of links that open the chapters in Colab and Binder; nothing without an address."
+    if not url: return ""
+    place = url.rstrip("/").split("github.com/")[-1]
+    colab = f"https://colab.research.google.com/github/{place}/blob/colab/nbs"
+    binder = f"https://mybinder.org/v2/gh/{place}/colab?labpath=nbs"
+    return (f"Without installing anything: [the first chapter in Colab]({colab}/00_data.ipynb), "
+            f"[training]({colab}/10_train_cuhk03.ipynb), or [all in Binder]({binder}).\n\n")
 
 
 def output_text(output, pictures):
@@ -28,7 +42,9 @@ def readme(notebook):
         else: parts += filter(None, (output_text(o, pictures) for o in cell["outputs"]))
     text = "\n\n".join(parts) + "\n"
     text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text) # links from the top level
-    text = text.replace("](../", "](")
+    text = text.replace("](../", "](").replace("](images/", "](nbs/images/")
+    if PUBLIC: text = text.replace("git clone ADDRESS gcutmix", f"git clone {PUBLIC} gcutmix")
+    text = text.replace("### I have a laptop\n", "### I have a laptop\n" + elsewhere(PUBLIC))
     return text, pictures
 
 

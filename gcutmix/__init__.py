@@ -11,7 +11,7 @@ Everything else is one module deeper: `gcutmix.gradcam` (Eq. 1), `gcutmix.blocks
 `gcutmix.model`, `gcutmix.evaluation`, `gcutmix.training`. `gcutmix.study` reproduces the paper's
 tables, `gcutmix.bench` measures speed, and `gcutmix.base` holds what all of them share.
 """
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 from importlib import import_module as _import
 

@@ -32,10 +32,13 @@ class Options:
     dim: int = 512               # embedding of one branch
     block: tuple = (3, 2)        # height and width of a block, in cells
     k: int = 8                   # blocks replaced
-    partner: str = "negative"    # Table 4: negative, positive or any
+    partner: str = "negative"    # Table 4: negative, positive or any; position: as released
     cam_grad: str = "sample"     # sample: Eq. 1, image by image; batch: as released
     accumulate: bool = False     # AC2 keeps AC1's replaced blocks replaced
     detach_partner: bool = False # no gradient into what was pasted
+    fill: str = "partner"        # what fills the holes: a partner's features, or zeros
+    pool: str = "max"            # of the branches after G: max or avg
+    start: str = "kaiming"       # of bottleneck and G's reduction: kaiming or released
     overlap: float = .1          # CAMA: weight of the penalty on common attention
     overlap_form: str = "product" # CAMA: product of squashed maps, or softmax: of pairs
     overlap_detach: bool = False # CAMA: only the later branch learns from the penalty
@@ -46,11 +49,12 @@ class Options:
     def __post_init__(self):
         "ValueError for an option that nothing would notice later."
         check_kinds(self)
-        choices = dict(partner=("negative", "positive", "any"), cam_grad=("sample", "batch"),
-                       overlap_form=("product", "softmax"),
+        choices = dict(partner=("negative", "positive", "any", "position"), pool=("max", "avg"),
+                       cam_grad=("sample", "batch"), start=("kaiming", "released"),
+                       fill=("partner", "zeros"), overlap_form=("product", "softmax"),
                        window_rule=("sampling", "hardest", "easiest", "random"))
-        least = dict(dim=1, k=0, overlap=0, window_step=0)
-        check_fields(self, choices, pairs=["block"], least=least, most=dict(dim=100_000))
+        check_fields(self, choices, pairs=["block"], most=dict(dim=100_000),
+                     least=dict(dim=1, k=0, overlap=0, window_step=0))
 
 # %% ../nbs/56_config.ipynb #02eea97d
 @dataclass
@@ -72,6 +76,7 @@ class TrainConfig(Options):
     warmup: int = 50                 # epochs
     warmup_shape: str = "linear"     # linear, or staircase: ten steps
     decay_at: tuple = (200, 300)     # epochs after which the rate is divided by ten
+    schedule_ahead: int = 0          # an epoch gets the rate of one so many later; released: 1
     label_smoothing: float = 0.      # share of the target spread over all classes
     flip: float = .5                 # chance of a mirror image
     cutout_p: float = .5             # chance of Cutout
@@ -85,8 +90,7 @@ class TrainConfig(Options):
     device: str = "auto"             # auto, cuda, cuda:1, mps, cpu
     precision: str = "auto"          # auto: bf16 on CUDA, else fp32; fp32; bf16
     channels_last: bool = True       # memory format
-    mining: str = "global"           # hardest images and partners: of the whole batch; local: of
-                                     # each process's part
+    mining: str = "global"           # hardest images and partners: global, or local: per process
     sync_bn: bool = True             # batch norm over the parts of all processes
     out: str = "runs"                # folder of the results
     name: str = None                 # of the run; None: variant, own, backbone and seed
@@ -95,7 +99,8 @@ class TrainConfig(Options):
 
 # %% ../nbs/56_config.ipynb #57399f2c
 SHARES = ("flip", "cutout_p", "cutout_share", "random_erasing", "label_smoothing")
-LEAST = dict(seed=0, warmup=0, p=2, instances=2, epochs=1, eval_every=0, lr=0, weight_decay=0)
+LEAST = dict(seed=0, warmup=0, schedule_ahead=0, p=2, instances=2, epochs=1, eval_every=0, lr=0,
+             weight_decay=0)
 CHOICES = dict(warmup_shape=("linear", "staircase"), precision=("auto", "fp32", "bf16"),
                mining=("global", "local"), keep=("last", "best"), log=("csv", "tensorboard"))
 MOST = dict(seed=2**63 - 1) # what torch takes
@@ -126,8 +131,8 @@ def check_config(config):
 # %% ../nbs/56_config.ipynb #7f8f0391
 RECIPES = {
     "paper": dict(),
-    "released": dict(k=3, epochs=400, warmup_shape="staircase", label_smoothing=.1,
-                     cam_grad="batch"),
+    "released": dict(k=3, epochs=400, warmup_shape="staircase", schedule_ahead=1,
+                     label_smoothing=.1, cam_grad="batch", partner="position", start="released"),
     "small": dict(backbone="mobilenet_v2", size=(192, 64), dim=256, k=2, # 2 of 8: a quarter, too
                   epochs=80, warmup=8, decay_at=(40, 64), eval_every=10),
     "demo": dict(backbone="tiny", weights=None, size=(96, 32), dim=128, k=6, lr=1e-2,

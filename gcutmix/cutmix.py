@@ -43,15 +43,24 @@ def partner_matrix(
     return modes[mode]
 
 # %% ../nbs/04_feature_cutmix.ipynb #69097c1f
+def _shuffled_groups(pids, generator):
+    "(N,) the group of each image in a shuffled batch, as large as a person's part of the batch."
+    everyone = everybody(pids)
+    size = len(everyone)//max(1, len(everyone.unique()))
+    place = everybody(rand(len(pids), generator=generator, device=pids.device)).argsort().argsort()
+    return mine(place//size)
+
 def sample_partners(
     pids,            # (N,) identities
-    mode="negative", # "negative", "positive" or "any"
+    mode="negative", # "negative", "positive" or "any"; "position": as released
     generator=None,  # torch.Generator on the device of `pids`
 ):                   # (N,) int64 indices into the batch
     """One random partner per image, uniform over those that `mode` allows.
     ValueError if an image has none."""
     pids = torch.as_tensor(pids)
-    allowed = mine(partner_matrix(everybody(pids), mode))
+    whose = pids
+    if mode == "position": whose, mode = _shuffled_groups(pids, generator), "negative"
+    allowed = mine(partner_matrix(everybody(whose), mode))
     lonely = (~allowed.any(1)).nonzero().flatten()
     if len(lonely):
         raise ValueError(f"image {int(lonely[0])} (identity {int(pids[lonely[0]])}) of this "
@@ -126,9 +135,11 @@ def mix(
     mask,      # (N,1,H,W)
     labels,    # (N,) identities
     generator, # torch.Generator on the CPU
-    options,   # with partner and detach_partner
+    options,   # with partner, detach_partner and fill
 ):             # (N,C,H,W), the mask, and (N,) partners on the CPU
-    "Eq. 3 with one random partner per image."
+    "Eq. 3 with one random partner per image; `fill` zeros: with none, partners are None."
+    if options.fill == "zeros":
+        return feature_cutmix(features, features.new_zeros(()), mask), mask, None
     partners = sample_partners(labels, options.partner, generator)
     others = features.detach() if options.detach_partner else features
     return feature_cutmix(features, rows_of(others, partners), mask), mask, partners

@@ -158,13 +158,13 @@ def _print_lists(rows):
         if place == 1: print(query)
         print(f"{place:>4}  {distance:<9.4g}  {picture}")
 
-DRAWN = 12 # lists in one figure
-HEADS = "query", "place", "picture", "distance"
+DRAWN, HEADS = 12, ("query", "place", "picture", "distance") # lists in one figure; of the .csv
 
-def _save_lists(path, queries, gallery, index, distances, size):
+def _saver(path):
+    "What saves a figure. ValueError or ImportError, before hours of work, if that cannot be."
+    check_ending("figure", path, (".png", ".jpg", ".pdf", ".svg"))
     with extra("study"): from gcutmix.base.pictures import save_figure
-    drawn = draw_lists(queries[:DRAWN], gallery, index[:DRAWN], distances[:DRAWN], size)
-    save_figure(drawn, Path(path))
+    return partial(save_figure, path=Path(path))
 
 # %% ../nbs/12_your_pictures.ipynb #ef3daa10
 @command
@@ -189,7 +189,7 @@ def gcutmix_rank(
     at_least("k", k, 1)
     one_of("metric", metric, ("euclidean", "cosine"))
     if csv: check_ending("csv", csv, (".csv",))
-    if figure: check_ending("figure", figure, (".png", ".jpg", ".pdf", ".svg"))
+    save = _saver(figure) if figure else None
     queries, gallery = listed(query)[0], listed(folder)[0]
     features, _ = embed(model, [*queries, *gallery], size, batch_size, flip, choose_device(device))
     sides = features[:len(queries)], features[len(queries):]
@@ -197,4 +197,4 @@ def gcutmix_rank(
     rows = list(_rows(queries, gallery, index, distances))
     _print_lists(rows)
     if csv: write_atomically(csv, partial(write_table, rows=[HEADS, *rows]))
-    if figure: _save_lists(figure, queries, gallery, index, distances, size)
+    if save: save(draw_lists(queries[:DRAWN], gallery, index[:DRAWN], distances[:DRAWN], size))

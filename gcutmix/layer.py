@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .base.backbones import drop_last_stride, dry_run, feature_map
+from .base.processes import rows_of
 from .blocks import block_mask
 from .config import Options
 from .cutmix import attention, feature_cutmix, sample_partners
@@ -91,7 +92,7 @@ class FeatureCutMix(nn.Module):
         mask = block_mask(heat_of(looked, features, labels), k, block)
         partners = sample_partners(labels, self.partner, generator)
         others = features.detach() if self.detach_partner else features
-        others = others[partners.to(features.device)]
+        others = rows_of(others, partners) # wherever they are: perhaps in another process
         return Mixed(feature_cutmix(features, others, mask), mask, partners)
 
     def extra_repr(self): return f"k={self.k}, block={self.block}, partner={self.partner!r}"

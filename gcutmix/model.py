@@ -31,8 +31,7 @@ def _resnet(name, weights, last_stride):
     first = net.layer4[0]
     for conv in (first.conv1, first.conv2, first.downsample[0]):
         if last_stride == 1: conv.stride = (1, 1)
-    kept = [(n, m) for n, m in net.named_children() if n not in ("avgpool", "fc")]
-    return nn.Sequential(OrderedDict(kept))
+    return nn.Sequential(OrderedDict([*net.named_children()][:-2])) # without avgpool and fc
 
 def _mobilenet(name, weights, last_stride):
     net = torchvision.models.mobilenet_v2(weights=weights)
@@ -49,8 +48,7 @@ def init_weights(module):
 
 def _conv(i, o, size, stride, *more):
     "Convolution, batch norm, and what follows."
-    conv = nn.Conv2d(i, o, size, stride, size//2, bias=False)
-    return [conv, nn.BatchNorm2d(o), *more]
+    return [nn.Conv2d(i, o, size, stride, size//2, bias=False), nn.BatchNorm2d(o), *more]
 
 def _block(i, o, stride):
     "A residual block; its shortcut is a convolution if the channels change."
@@ -108,8 +106,7 @@ class Head(nn.Module):
             z = self.reduce(full(pooled)) if self.norm.training else None
             variance = self.norm.running_var if z is None else batch_variance(self.norm, z)
             scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
-            rows = self.classify.weight[labels]
-            return head_gradient(embedding, self.reduce.weight, scale, rows)
+            return head_gradient(embedding, self.reduce.weight, scale, self.classify.weight[labels])
 
 # %% ../nbs/07_model.ipynb #a71e0001
 @dataclass
@@ -151,8 +148,10 @@ class ProgressiveNet(Network):
         "The branches on a backbone whose map has so many channels."
         self.backbone, self.bottleneck = backbone, None
         if len(self.branches) > 1:
-            self.bottleneck = Bottleneck(channels, channels//4).apply(init_weights)
+            self.bottleneck = Bottleneck(channels, channels//4)
+            if self.options.start == "kaiming": self.bottleneck.apply(init_weights)
         heads = [Head(channels, self.options.dim, num_classes) for _ in self.branches]
+        if self.options.start == "released": nn.init.kaiming_normal_(heads[0].reduce.weight)
         self.heads = nn.ModuleList(heads)
 
     def steps(self, images, labels=None, generator=None):
@@ -164,7 +163,8 @@ class ProgressiveNet(Network):
             features, mask, others = shared if steps else T, None, ()
             if self.training and branch.interfere:
                 features, mask, *others = branch.interfere(features, *steps[-1:] or [None], *given)
-            pooled = features.mean((2, 3)) if branch.pool == "avg" else features.amax((2, 3))
+            average = "avg" in (branch.pool, self.options.pool)
+            pooled = features.mean((2, 3)) if average else features.amax((2, 3))
             steps.append(Step(features, pooled, *head(pooled), *(mask, head, *others)))
         return steps
 

@@ -172,6 +172,10 @@ def gcutmix_pedestrians(
     images:int=6,  # of each identity
     seed:int=0,    # for a different seed, different people
 ):
-    "Draw the embedded data set of pedestrians."
+    """Draw the embedded data set of pedestrians.
+
+    examples:
+      gcutmix_pedestrians data/pedestrians
+      gcutmix_pedestrians data/others --seed 1 --height 128 --width 64"""
     with stoppable(): root = write_pedestrians(root, ids, ids, images, (height, width), seed)
     print(f"{root}: {2*ids:,} pedestrians, {2*ids*images:,} pictures of {height}x{width}")

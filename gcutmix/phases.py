@@ -59,6 +59,7 @@ def learning_rate(
     epoch,  # from 0
 ):
     "The rate of a whole epoch: warm-up, then a tenth after each epoch in `decay_at`."
+    epoch += config.schedule_ahead
     if epoch < config.warmup:
         if config.warmup_shape == "linear": share = (epoch + 1)/config.warmup
         else: share = (epoch*10//config.warmup + 1)/10

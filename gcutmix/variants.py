@@ -173,7 +173,8 @@ def idle_settings(config):
     method = find_variant(config.variant)
     idle = {key for record in VARIANTS.values() for key in record.plays} - set(method.plays)
     if method.alone: idle |= {"backbone", "weights"}
-    if config.own: idle |= {"lr", "weight_decay", "warmup", "warmup_shape", "decay_at"}
+    if config.own:
+        idle |= {"lr", "weight_decay", "warmup", "warmup_shape", "decay_at", "schedule_ahead"}
     return idle
 
 def training_of(config):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -57,12 +58,16 @@ def pytest_configure(config):
             usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
             signal.signal(number, usual)
     config.addinivalue_line("markers", "slow: takes long and seldom breaks; `make test-slow`")
+    config.addinivalue_line("markers", "cuda: needs a GPU; `gcutmix_bench --part gpu` runs these")
     config.addinivalue_line("filterwarnings", "error:::gcutmix")
 
 
 def pytest_collection_modifyitems(items):
-    "The longest test first, so that it does not run alone at the end."
+    "The longest test first, so that it does not run alone at the end; a GPU's only where it is."
     items.sort(key=lambda item: item.path.name != "test_wheel.py")
+    if torch.cuda.is_available(): return
+    for item in items:
+        if item.get_closest_marker("cuda"): item.add_marker(pytest.mark.skip("needs a CUDA GPU"))
 
 
 @pytest.fixture(scope="session")

@@ -160,3 +160,10 @@ def test_packages_that_cannot_be_loaded(without_torchvision, capsys):
     said = capsys.readouterr().out
     assert "[ok] Python" in said and "[--] import: " in said and "one step" not in said
     assert "pip install -U torch torchvision" in said
+
+
+def test_a_split_of_ours_does_not_ask_for_a_protocol(tmp_path, monkeypatch, capsys):
+    "cuhk03-p1-detected is not in the old release."
+    (tmp_path/"cuhk-03.mat").write_bytes(b"")
+    _, said = call(monkeypatch, capsys, "--root", tmp_path)
+    assert "config_detected.mat" in said and "config_p1-detected.mat" not in said

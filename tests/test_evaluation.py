@@ -449,7 +449,7 @@ def test_console_script_options():
     assert {"flip", "l2", "metric", "ap_max_rank", "rerank"} <= options
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda():
     q, qp, qc, g, gp, gc = people(seed=6)
     q, g = (8*q).round().float(), (8*g).round().float()

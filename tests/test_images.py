@@ -429,7 +429,7 @@ def test_to_device(monkeypatch):
     assert I.to_device(images, "meta").device.type == "meta"
     assert I.to_device(images, "meta", share=.24) is images
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_cuda():
     key, images = I.keyed_generator, images_of(16, 96, 32)
     gpu = I.to_device(images, "cuda")

@@ -1,4 +1,6 @@
 "The layer and the branches in surroundings that other people's code has."
+import subprocess
+
 import pytest
 import torch
 import torchvision
@@ -91,3 +93,33 @@ def test_branches_stand_on_every_family(name):
     assert first.grad.abs().sum() > 0
     with torch.no_grad(): assert net.eval()(torch.randn(2, 3, 128, 128)).shape == (2, 4)
     assert all(0 < float(1 - step.mask.mean()) < 1 for step in steps[1:])
+
+
+HALF = """
+import os, torch, torch.distributed as dist
+from gcutmix.base.processes import part, sharing
+from gcutmix.layer import FeatureCutMix
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+layer, labels, k = FeatureCutMix(), torch.arange(8)//2, torch.Generator
+maps, heat = torch.randn(8, 6, 6, 4, requires_grad=True), torch.rand(8, 6, 4)
+whole = layer(maps, labels, heat, k().manual_seed(1), details=True)
+wanted, = torch.autograd.grad((whole.features**2).sum(), maps)
+with sharing(int(os.environ["RANK"]), 2):
+    half = part(maps).detach().requires_grad_()
+    mixed = layer(half, part(labels), part(heat), k().manual_seed(1), details=True)
+    found, = torch.autograd.grad((mixed.features**2).sum(), half)
+    for here, there in zip(mixed, whole): assert torch.equal(here, part(there))
+    assert torch.allclose(found, part(wanted))
+    assert not torch.equal(mixed.partners % 4, mixed.partners) # some come from the other one
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_mix_as_one(tmp_path):
+    "Masks, partners and maps, and the gradient that goes back to whoever lent a block."
+    (tmp_path/"half.py").write_text(HALF)
+    line = ["torchrun", "--standalone", "--nproc_per_node", "2", str(tmp_path/"half.py")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -17,7 +17,7 @@ from conftest import ROOT
 NBS, PACKAGE = ROOT/"nbs", ROOT/"gcutmix"
 NOTEBOOKS = sorted(str(path.relative_to(NBS)) for path in NBS.rglob("[!_]*.ipynb")
                    if ".ipynb_checkpoints" not in path.parts)
-PARTS = {"main line": range(11), "use it": range(11, 20), "study": range(20, 30),
+PARTS = {"main line": range(11), "use it": range(11, 18), "study": range(18, 30),
          "rivals": range(30, 40), "workshop": [*range(40, 60), *range(70, 80), *range(90, 100)],
          "speed": range(60, 70), "faults": range(80, 90)}
 # about words, so there is nothing to draw

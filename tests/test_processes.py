@@ -89,7 +89,7 @@ def work(folder, variants):
             found["float64"] = ten_steps(folder)
             # gradients that are nothing but round-off make no full steps with this eps
             found["PC2"] = ten_steps(folder, "PC2", eps=1e-3)
-        for settings in (dict(mining="local", p=8), dict(sync_bn=False)):
+        for settings in (dict(mining="local", p=8), dict(sync_bn=False), dict(partner="position")):
             found["steps"][str(settings)] = first_step(folder, "PC2", **settings)
         return found
     finally: cache.write_cache = write

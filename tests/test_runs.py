@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from gcutmix.base.files import read_json, write_json
 from gcutmix.base.locks import locked
+from gcutmix.study.changes import by_change
 from gcutmix.study.paper import cell_of
 from gcutmix.study.runs import cells, missing, plan, reproduce, run_one, shortened
 from gcutmix.study.tables import read_results
@@ -74,7 +75,7 @@ def test_no_weights_are_not_the_presets_weights(people, tmp_path):
 def test_a_mistake_is_told_in_one_line(people, tmp_path):
     command = words(people, tmp_path, "--table", "7")
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode and "expected 2, 3, 4 or fig3" in done.stderr
+    assert done.returncode and "expected 2, 3, 4, fig3 or matters" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -126,6 +127,19 @@ def test_released_recipe_has_its_own_k():
     assert {"PC2-k8", "PC2-k2"} < set(found)
     assert [c.k for c in plan(make_preset("released"), "3")] == [3]*5
     assert cells(make_preset("paper"))["PC2"].k == 8
+
+
+def test_what_matters_has_a_plan_and_a_folder_of_its_own(people, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    how = dict(preset="demo", table="matters", epochs=1)
+    reproduce("people", people, **how, next=True)
+    assert "1 of 17 runs have a result in results/what-matters/people" in capsys.readouterr().out
+    folder = tmp_path/"results"/"what-matters"/"people"
+    assert [path.name for path in folder.glob("*.json")] == ["paper-s0.json"]
+    base = shortened(make_preset("demo", "people", root=people), 1)
+    found = by_change(read_results(folder), base)
+    assert {name: list(runs) for name, runs in found.items() if runs} == {"paper": [0]}
+    assert not any(by_change(read_results(folder), shortened(base, 2)).values())
 
 
 def test_another_length_keeps_the_shape_of_the_schedule():

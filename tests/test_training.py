@@ -28,7 +28,6 @@ from gcutmix.config import command_of, make_preset, read_run, run_paths
 from gcutmix.model import create_backbone
 from gcutmix.training import Trainer, fit
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 @pytest.fixture
@@ -411,7 +410,9 @@ def test_every_variant_learns(config, variant):
 @pytest.mark.parametrize("settings", [
     dict(cam_grad="batch"), dict(accumulate=True), dict(detach_partner=True), dict(partner="any"),
     dict(partner="positive"), dict(label_smoothing=.1, warmup_shape="staircase"),
-    dict(precision="bf16"), dict(channels_last=False), dict(random_erasing=.5)])
+    dict(precision="bf16"), dict(channels_last=False), dict(random_erasing=.5),
+    dict(fill="zeros", pool="avg"),
+    dict(partner="position", start="released", schedule_ahead=1)])
 @pytest.mark.slow
 def test_every_setting_runs(config, settings):
     run = fit(replace(config, epochs=2, **settings), quiet=True)
@@ -451,7 +452,7 @@ def test_a_device_asked_for_in_vain(config, device):
         fit(replace(config, device=device), quiet=True)
 
 
-@cuda
+@pytest.mark.cuda
 def test_gpu_resumes_exactly_with_the_images_on_it(config, tmp_path):
     config = replace(config, device="cuda", precision="fp32")
     torch.backends.cudnn.deterministic = True
@@ -462,14 +463,14 @@ def test_gpu_resumes_exactly_with_the_images_on_it(config, tmp_path):
     same(whole, fit(cut, quiet=True))
 
 
-@cuda
+@pytest.mark.cuda
 def test_gpu_trains_in_bfloat16(config):
     run = fit(replace(config, device="cuda", epochs=10, decay_at=()), quiet=True)
     assert json.loads(run.paths.result.read_text())["precision"] == "bf16"
     assert run.history[-1]["loss"] < run.history[0]["loss"]
 
 
-@cuda
+@pytest.mark.cuda
 def test_gpu_compiled_backbone_gives_the_same_embeddings(config):
     trainer = Trainer(replace(config, device="cuda", precision="fp32"), quiet=True)
     images, labels = torch.randn(16, 3, 96, 32, device="cuda"), torch.arange(4).repeat_interleave(4)

@@ -2,9 +2,12 @@
 with the newest fastcore, and says which extra brings what it lacks."""
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -59,6 +62,63 @@ def test_every_extra_is_there(wheel):
     text = metadata(wheel, "METADATA")
     names = "study", "bench", "raw", "onnx", "log", "dev"
     assert {f"Provides-Extra: {name}" for name in names} <= set(text.splitlines())
+
+
+def test_a_reader_of_the_package_index_is_told(wheel):
+    lines = metadata(wheel, "METADATA").splitlines()
+    assert "Project-URL: Paper, https://arxiv.org/abs/2007.08779" in lines
+    assert "Classifier: Typing :: Typed" in lines
+    assert "Keywords: person re-identification,re-ID,Grad-CAM,CutMix" in "\n".join(lines)
+    assert "gcutmix/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_the_citation_is_of_this_version(wheel):
+    version = metadata(wheel, "METADATA").split("\nVersion: ")[1].split()[0]
+    assert f"\nversion: {version}\n" in (ROOT/"CITATION.cff").read_text(encoding="utf-8")
+    assert f"version = {{{version}}}" in (ROOT/"README.md").read_text(encoding="utf-8")
+
+
+def test_sdist_holds_tests_notebooks_and_results(wheel):
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    tracked = run("git", "ls-files", "nbs", "tests", ".ci", "results", cwd=ROOT).split()
+    assert not set(tracked) - names
+
+
+def test_links_are_whole_where_there_is_a_public_address(tmp_path):
+    for name in ("setup.py", "README.md"): shutil.copy(ROOT/name, tmp_path)
+    settings = (ROOT/"settings.ini").read_text(encoding="utf-8")
+    settings = re.sub("(?m)^git_url =.*$", "git_url = https://example.org/us/gcutmix", settings)
+    (tmp_path/"settings.ini").write_text(settings, encoding="utf-8")
+    show = ("import setuptools; setuptools.setup = lambda **how: print(how['long_description']);"
+            "exec(open('setup.py').read(), {'__file__': 'setup.py'})")
+    text = run(sys.executable, "-c", show, cwd=tmp_path)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 50 and all(link.startswith(("https://", "#")) for link in links)
+    assert "https://example.org/us/gcutmix/raw/main/nbs/images/index-1.png" in links
+    assert "https://example.org/us/gcutmix/blob/main/nbs/00_data.ipynb" in links
+
+
+def test_copies_for_colab_install_themselves(tmp_path):
+    "Where an address is configured; README then leads there, and only then."
+    url = "https://github.com/us/gcutmix"
+    shutil.copytree(ROOT/".ci", tmp_path/".ci", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT/"nbs", tmp_path/"nbs", ignore=shutil.ignore_patterns("[1-9]*.ipynb"))
+    settings = (ROOT/"settings.ini").read_text(encoding="utf-8")
+    (tmp_path/"settings.ini").write_text(settings, encoding="utf-8")
+    done = attempt(sys.executable, ".ci/colab.py", "copies", cwd=tmp_path)
+    assert done.returncode == 1 and "git_url in settings.ini is empty" in done.stderr
+    assert "colab" not in (ROOT/"README.md").read_text(encoding="utf-8")
+    settings = re.sub("(?m)^git_url =.*$", f"git_url = {url}", settings)
+    (tmp_path/"settings.ini").write_text(settings, encoding="utf-8")
+    run(sys.executable, ".ci/colab.py", "copies", cwd=tmp_path)
+    run(sys.executable, ".ci/readme.py", cwd=tmp_path)
+    text = (tmp_path/"README.md").read_text(encoding="utf-8")
+    assert f"git clone {url} gcutmix" in text
+    assert "https://colab.research.google.com/github/us/gcutmix/blob/colab/nbs/00_data" in text
+    cells = json.loads((tmp_path/"copies"/"nbs"/"00_data.ipynb").read_text())["cells"]
+    assert url in cells[0]["source"] and "nbdev" not in cells[0]["source"]
+    assert len(cells) == 1 + len(json.loads((ROOT/"nbs"/"00_data.ipynb").read_text())["cells"])
 
 
 def test_wheel_trains_in_an_empty_environment(wheel, tmp_path):

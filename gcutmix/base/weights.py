@@ -106,7 +106,7 @@ def plain_errors(name, weights):
     except URLError as error:
         raise OSError(f"the weights {weights!r} of {name} could not be downloaded "
                       f"({error.reason}); fetch torchvision's file for them elsewhere "
-                      f"and pass its path, as weights='{name}.pth'") from error
+                      f"and give its path in place of {weights!r}, as {name}.pth") from error
     except OSError as error: # no home folder, or one that takes no files
         raise OSError(f"the weights {weights!r} of {name} could not be stored ({error}); set "
                       f"TORCH_HOME to a folder that takes files") from error

@@ -90,6 +90,7 @@ def measure(
     root=None,     # folder of the data set
     split="query", # "query": test people; "train": training people, each with its own class
     device="cpu",  # where the network runs, see `choose_device`
+    pattern=None,  # people and cameras in file names, see `load_dataset`
 ):                 # dict
     """Where the branches of a network look, with its provenance. The ranking stays on the queries.
     FileNotFoundError or ValueError if something is missing or does not fit, NoDevice (a
@@ -98,7 +99,7 @@ def measure(
     path, device = Path(network), choose_device(device)
     model, recipe = open_network(path)
     check_branches(model)
-    data = load_dataset(dataset or recipe["dataset"], root)
+    data = load_dataset(dataset or recipe["dataset"], root, pattern=pattern)
     check_people(recipe, data, path.name)
     if split == "train": check_classes(recipe, data, path.name)
     asked = dict(dataset=data.name, split=split)
@@ -158,9 +159,14 @@ def gcutmix_attention(
     out:str=None,      # folder of the result (default: beside the network)
     split:str="query", # query: test people; train: training people, each with its own class
     device:str="cpu",  # where the network runs, as cuda
+    pattern:str=None,  # people and cameras in file names, as in gcutmix_train
 ):
-    "Measure where a network's branches look; print a table and write attention-NAME.json."
-    network, result = Path(network), measure(network, dataset, root, split, device)
+    """Measure where a network's branches look; print a table and write attention-NAME.json.
+
+    examples:
+      gcutmix_attention runs/PC2-resnet50-s0.safetensors
+      gcutmix_attention runs/PC2-resnet50-s0.safetensors --split train --device cuda"""
+    network, result = Path(network), measure(network, dataset, root, split, device, pattern)
     words = ["attention"]
     # A different data set never takes the place of the network's own.
     if result["dataset"] != result["recipe"]["dataset"]: words.append(result["dataset"])

@@ -192,9 +192,9 @@ def cell_of(
 ):            # str
     "The name of a run's configuration: 'G', 'PC2', 'PC2-positive', 'PC2-k4', 'PCB-own'."
     settings = filled(settings)
-    name = settings["variant"]
-    plays = find_variant(name).plays
-    if settings["own"]: name += "-own"
-    if "partner" in plays and settings["partner"] != "negative": name += f"-{settings['partner']}"
+    name = settings["variant"] + "-own"*settings["own"]
+    plays = find_variant(settings["variant"]).plays
+    usual = "negative", "position" if settings["cam_grad"] == "batch" else None # as released
+    if "partner" in plays and settings["partner"] not in usual: name += f"-{settings['partner']}"
     if "k" in plays and settings["k"] != base_k(settings): name += f"-k{settings['k']}"
     return name

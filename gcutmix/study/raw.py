@@ -52,7 +52,11 @@ def gcutmix_raw(
     out:str="runs",                # folder of the result
 ):
     """Rank with the averaged feature map of an untouched backbone, and write a result.
-    ValueError if a different one is there."""
+    ValueError if a different one is there.
+
+    examples:
+      gcutmix_raw --dataset cuhk03-detected --root data
+      gcutmix_raw --dataset market1501 --backbone mobilenet_v2 --size 192x64"""
     weights = None if weights == "none" else weights
     settings = recipe(TrainConfig(dataset=dataset, backbone=backbone, weights=weights, size=size))
     asked = {key: settings[key] for key in KEPT}

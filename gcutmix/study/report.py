@@ -26,6 +26,7 @@ from .classified import draw_classified
 from .exhibits import (plot_attention, plot_cues, plot_mix, plot_occlusion,
                                     plot_ranked)
 from .figures import plot_cmc, plot_curves, plot_differences, plot_k
+from .matters import draw_matters
 from .paper import COLUMNS, SLIPS, is_run
 from .runs import plan, shortened
 from .tables import (by_setting, comparisons, coverage_rows, markdown, overlap_rows,
@@ -151,7 +152,11 @@ def gcutmix_tables(
     results:str="results", # folder with a folder of results for each data set
     out:str="runs/tables", # folder of the Markdown file and the figures
 ):
-    "Draw all tables and figures from result files."
+    """Draw all tables and figures from result files.
+
+    examples:
+      gcutmix_tables
+      gcutmix_tables --results runs --out runs/tables"""
     results, out, text = Path(results), Path(out), []
     found = find_datasets(results)
     with plt.rc_context(STYLE):
@@ -161,7 +166,7 @@ def gcutmix_tables(
             if name == "pedestrians" and (results/name/"PC2-tiny-s0.safetensors").exists():
                 draw_networks(results/name, out/"people", out/name)
         text += draw_table_2(found, results, out)
-        text += draw_classified(results, out)
+        text += draw_matters(results, out) + draw_classified(results, out)
         save_figure(plot_differences(name_groups(found)), out/"differences.svg")
     text += ["# Beside the paper: differences\n", "![differences](differences.svg)\n",
              "# What the paper prints and cannot be (rows with †)\n", *slip_lines()]
@@ -177,7 +182,11 @@ def gcutmix_demo(
     epochs:int=None,     # shorter than the preset's, to try it out
 ):
     """Train the five rows of Table 3 on the embedded pedestrians;
-    print the table, write it with curves, Grad-CAM and ranked lists."""
+    print the table, write it with curves, Grad-CAM and ranked lists.
+
+    examples:
+      gcutmix_demo
+      gcutmix_demo --epochs 3 --out runs/short"""
     out = Path(out)
     base = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out)
     if epochs is not None: base = shortened(base, epochs)

@@ -17,6 +17,7 @@ from ..base.locks import Busy
 from ..base.inputs import at_least
 from ..model import check_backbone
 from ..base.devices import alone
+from .changes import matters_plan
 from .paper import TABLES, base_k, cell_of, num_blocks
 from .tables import read_results
 from ..training import fit, make_preset, read_run, recipe, run_paths
@@ -62,7 +63,7 @@ def cells_of_table(
     number = str(number)
     if number == "fig3": return [name for name in names if ON_K.fullmatch(name)]
     if number not in TABLES:
-        raise ValueError(f"table {number!r}: expected {', '.join(TABLES)} or fig3")
+        raise ValueError(f"table {number!r}: expected {', '.join(TABLES)}, fig3 or matters")
     return [name for name in names if name.removesuffix("-own") in TABLES[number].values()]
 
 # %% ../../nbs/21_runs.ipynb #bd7ec68a
@@ -158,7 +159,7 @@ def _check(base, seeds, budget):
 def gcutmix_reproduce(
     dataset:str="pedestrians", # as in gcutmix_train
     data_root:str=None,        # folder of the data set (default: $GCUTMIX_DATA, else data)
-    table:str=None,            # 2, 3, 4 or fig3 (default: all of them)
+    table:str=None,            # 2, 3, 4 or fig3 (default: all of them); or matters
     seeds:int=1,               # how many of each cell
     budget:float=np.inf,       # minutes, after which it stops with a checkpoint
     next:bool=False,           # only the most telling missing cell
@@ -167,19 +168,25 @@ def gcutmix_reproduce(
     weights:str="preset",      # torchvision's name, a file, or none; preset: the preset's own
     epochs:int=None,           # length, if not the preset's; warm-up and decays keep their share
     device:str=None,           # auto, cuda, mps, cpu
-    out:str=None,              # folder of the results (default: results/DATASET)
+    out:str=None,              # of the results (default: results/[what-matters/]DATASET)
     root:str=None,             # the same as data_root: as the other commands say
 ):
     """Run the cells of the paper's tables that have no result yet, and only those.
-    What was interrupted goes on; the same command, given again, does the rest."""
+    What was interrupted goes on; the same command, given again, does the rest.
+
+    examples:
+      gcutmix_reproduce --dataset cuhk03-detected --data_root data --table 3
+      gcutmix_reproduce --dataset pedestrians --seeds 5 --budget 60"""
     given = dict(root=data_root or root, backbone=backbone, device=device)
     given = {key: value for key, value in given.items() if value is not None}
     if weights != "preset": given["weights"] = None if weights == "none" else weights
     name = preset or PRESETS.get(dataset, "paper")
-    base = make_preset(name, dataset, out=out or f"results/{dataset}", **given)
+    matters = table == "matters" # one decision at a time: a comparison of its own
+    out = out or f"results/{'what-matters/'*matters}{dataset}"
+    base = make_preset(name, dataset, out=out, **given)
     if epochs is not None: base = shortened(base, epochs)
     _check(base, seeds, budget)
-    runs = plan(base, table, seeds)
+    runs = matters_plan(base, seeds) if matters else plan(base, table, seeds)
     alone(gcutmix_reproduce)
     run_missing(runs, base.out, budget, next)
     print(f"{len(runs) - len(missing(runs))} of {len(runs)} runs have a result in {base.out}")
