@@ -1,6 +1,7 @@
 "The chapters and the top level's texts as pages: links inside the site, code folded or left out."
 import json
 import re
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,7 +10,7 @@ parser = ConfigParser(delimiters=["="])
 parser.read(ROOT/"settings.ini", encoding="utf-8")
 SETTINGS = parser["DEFAULT"]
 TEXTS = [name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LOG.md") if (ROOT/name).exists()]
-LINK = re.compile(r"\[([^\[\]]*)\]\(((?!https?:|mailto:|#)[^()\s]+)\)")
+LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(((?!https?:|mailto:|#)[^()\s]+)\)")
 
 
 def text_of(cell): return "".join(cell["source"])
@@ -36,7 +37,7 @@ def relink(text, pages):
         if name in pages: return f"[{text}]({'#'.join([name, *anchor])})"
         file = re.sub(r"^(\.\./)+", "", target)
         return f"[{text}]({public}/blob/{SETTINGS['branch']}/{file})" if public else text
-    return LINK.sub(lead, text)
+    return LINK.sub(lead, text.replace("](nbs/images/", "](images/"))
 
 
 def toctree(caption, names):
@@ -88,6 +89,7 @@ def write_pages(folder):
     "All chapters and texts, into `folder`."
     notebooks = sorted((ROOT/"nbs").glob("*.ipynb"))
     pages = {path.name for path in notebooks} | set(TEXTS)
+    shutil.copytree(ROOT/"nbs"/"images", folder/"images")
     for path in notebooks:
         page = chapter(json.loads(path.read_text(encoding="utf-8")), pages)
         if path.stem == "index": page["cells"].insert(1, contents(page))
