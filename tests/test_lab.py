@@ -28,6 +28,7 @@ MAIN = [name for name in NOTEBOOKS if name != "index.ipynb" and number(name) < 1
 CHANGING = {"02_gradcam.ipynb": "the milliseconds of Grad-CAM at the map and at the pooled vector",
             "10_train_cuhk03.ipynb": "the hours of its trainings",
             "60_speed.ipynb": "the speed of the machine, measured for its page",
+            "65_parts.ipynb": "the seconds of each part, and their figure",
             "93_on_paper.ipynb": "the seconds of faiss and of ours"}
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update"]
