@@ -24,8 +24,12 @@ from test_notebooks import LEFT_OUT, NOTEBOOKS, cells, number, run, source
 names = "chromium", "chromium-browser", "google-chrome"
 CHROMIUM = next(filter(None, map(shutil.which, names)), None)
 MAIN = [name for name in NOTEBOOKS if name != "index.ipynb" and number(name) < 10]
-# these show how long something took
-TIMES = {"02_gradcam.ipynb": "Grad-CAM at the map and at the pooled vector, in ms"}
+# Run again, these are other files; the rest of the main line is the same, letter by letter.
+CHANGING = {"02_gradcam.ipynb": "the milliseconds of Grad-CAM at the map and at the pooled vector",
+            "10_train_cuhk03.ipynb": "the hours of its trainings",
+            "60_speed.ipynb": "the speed of the machine, measured for its page",
+            "65_parts.ipynb": "the seconds of each part, and their figure",
+            "93_on_paper.ipynb": "the seconds of faiss and of ours"}
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update"]
 QUIET = {"fetchNews": "false", "checkForUpdates": False}
@@ -258,7 +262,7 @@ def test_the_main_line_runs_and_leads_on(lab, capsys):
     with capsys.disabled():
         print(f"\nran and saved, in seconds: {seconds}; changed: {changed or 'nothing'}")
     assert not any(bad.values()), bad
-    if as_executed(changed): assert changed <= set(TIMES)
+    if as_executed(changed): assert changed <= set(CHANGING)
     run("git", "checkout", ".", cwd=lab.folder)
 
 

@@ -125,8 +125,9 @@ def run_command(function, parser):
     asked = given(parser, sys.argv[1:])
     whole = asked.pop("traceback", False)
     try:
-        alone(function)(**asked)
+        status = alone(function)(**asked)
         sys.stdout.flush()
+        return status
     except BrokenPipeError: # whoever read has seen enough, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MISTAKES as error:
