@@ -86,8 +86,9 @@ def matters_table(found):
     rows = [{"": "paper, in %", **own, "n": str(len(base)), "p (Holm)": "", "answer": ""}]
     for name, (values, p, word) in answers(found).items():
         gap = {head: of(gaps(found, name, key)) for key, head in METRICS.items()}
-        rows.append({"": name, **gap, "n": str(len(values) or ""),
-                     "p (Holm)": f"{p:.3f}" if len(values) > 1 else "", "answer": word})
+        chance = "" if len(values) < 2 else f"{p:.3f}" if p >= .0005 else "< 0.001"
+        rows.append({"": name, **gap, "n": str(len(values) or ""), "p (Holm)": chance,
+                     "answer": word})
     return rows
 
 # %% ../../nbs/19_what_matters.ipynb #9ebcdf02
