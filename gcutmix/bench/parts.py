@@ -78,8 +78,8 @@ def test_device(minutes):
     tests = Path(inspect.getfile(measure_step)).parents[2]/"tests"
     if not tests.is_dir(): return "no tests beside this package: run it in a checkout"
     line = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", str(tests)]
-    how = dict(check=False, capture_output=True, text=True, timeout=60*minutes)
-    try: done = subprocess.run(line, **how)
+    how = dict(capture_output=True, text=True, timeout=60*minutes)
+    try: done = subprocess.run(line, check=False, **how)
     except subprocess.TimeoutExpired: return f"not over after {minutes:.0f} minutes"
     return (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
 
