@@ -16,7 +16,8 @@ extras = {name: cfg[f"{name}_requirements"].split() for name in optional}
 extras["dev"] += [word for name in names for word in extras[name]]
 
 # Links of the README lead nowhere on a package index, unless they are whole addresses.
-readme, public = (here/"README.md").read_text(encoding="utf-8"), cfg["git_url"].rstrip("/")
+readme = (here/"README.md").read_text(encoding="utf-8")
+public = cfg["git_url"].rstrip("/").removesuffix(".git")
 if public:
     file = f"{public}/blob/{cfg['branch']}/"
     readme = re.sub(r"(!\[[^\]]*\])\((?!\w+:|#)", rf"\1({public}/raw/{cfg['branch']}/", readme)

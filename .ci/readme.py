@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 PICTURES = ROOT/"nbs"/"images"
 SETTINGS = ConfigParser(delimiters=["="])
 SETTINGS.read(ROOT/"settings.ini", encoding="utf-8")
-PUBLIC = SETTINGS["DEFAULT"]["git_url"] # the one place of the public address
+# the one place of the public address
+PUBLIC = SETTINGS["DEFAULT"]["git_url"].rstrip("/").removesuffix(".git")
 
 
 def elsewhere(url):
@@ -43,7 +44,7 @@ def readme(notebook):
     text = "\n\n".join(parts) + "\n"
     text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text) # links from the top level
     text = text.replace("](../", "](").replace("](images/", "](nbs/images/")
-    if PUBLIC: text = text.replace("git clone ADDRESS gcutmix", f"git clone {PUBLIC} gcutmix")
+    if PUBLIC: text = text.replace("git clone ADDRESS", f"git clone {PUBLIC}")
     text = text.replace("### I have a laptop\n", "### I have a laptop\n" + elsewhere(PUBLIC))
     return text, pictures
 

@@ -39,7 +39,7 @@ def partner_matrix(
     same = pids[:, None] == pids
     modes = {"negative": ~same, "positive": same & other, "any": other}
     if mode not in modes:
-        raise ValueError(f"partner mode {mode!r}: expected one of {', '.join(modes)}")
+        raise ValueError(f"partner mode {mode!r}: expected one of {', '.join(modes)}, position")
     return modes[mode]
 
 # %% ../nbs/04_feature_cutmix.ipynb #69097c1f
@@ -59,7 +59,9 @@ def sample_partners(
     ValueError if an image has none."""
     pids = torch.as_tensor(pids)
     whose = pids
-    if mode == "position": whose, mode = _shuffled_groups(pids, generator), "negative"
+    if mode == "position":
+        partner_matrix(pids) # refuses strange labels
+        whose, mode = _shuffled_groups(pids, generator), "negative"
     allowed = mine(partner_matrix(everybody(whose), mode))
     lonely = (~allowed.any(1)).nonzero().flatten()
     if len(lonely):

@@ -92,7 +92,8 @@ def _release(name, base):
 
 def _absent(name, base):
     if name == "pedestrians": return Finding(name, True, "drawn when they are first asked for")
-    folder = next(filter(None, PLACES[name]))
+    usual = [place for place in PLACES[name] if place]
+    folder = next((place for place in usual if "/" in place), usual[0]) # "detected" is anybody's
     return Finding(name, False, f"not in {base}; put it there as {folder}, or pass --root")
 
 # %% ../nbs/17_doctor.ipynb #570bef78
@@ -102,6 +103,7 @@ def _meant(name, folder, base):
     return folder is None or folder != base or base.name in names
 
 def check_data(root):
+    if root and not Path(root).name: root = Path(root).resolve() # "." is called nothing
     places, rows = {}, {}
     for name in PLACES:
         base, _, found = look(name, root, partial(holds_data, name=name))

@@ -167,3 +167,11 @@ def test_a_split_of_ours_does_not_ask_for_a_protocol(tmp_path, monkeypatch, caps
     (tmp_path/"cuhk-03.mat").write_bytes(b"")
     _, said = call(monkeypatch, capsys, "--root", tmp_path)
     assert "config_detected.mat" in said and "config_p1-detected.mat" not in said
+
+
+def test_the_folder_at_hand_has_a_name(people, monkeypatch, capsys):
+    "A data set of one's own is not taken for VeRi, only because its folder is called a dot."
+    monkeypatch.chdir(people)
+    _, said = call(monkeypatch, capsys, "--root", ".")
+    assert "[ok] people, your own: 64 + 16 + 16 pictures" in said
+    assert "[ok] veri" not in said and "[ok] viper" not in said

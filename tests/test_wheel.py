@@ -114,7 +114,7 @@ def test_copies_for_colab_install_themselves(tmp_path):
     run(sys.executable, ".ci/colab.py", "copies", cwd=tmp_path)
     run(sys.executable, ".ci/readme.py", cwd=tmp_path)
     text = (tmp_path/"README.md").read_text(encoding="utf-8")
-    assert f"git clone {url} gcutmix" in text
+    assert f"git clone {url} gcutmix-notebooks" in text
     assert "https://colab.research.google.com/github/us/gcutmix/blob/colab/nbs/00_data" in text
     cells = json.loads((tmp_path/"copies"/"nbs"/"00_data.ipynb").read_text())["cells"]
     assert url in cells[0]["source"] and "nbdev" not in cells[0]["source"]

@@ -97,6 +97,7 @@ def parser_of(function, settings=None):
     "An `ArgumentParser` for a function's parameters and for the fields of a dataclass."
     about, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\n\n")
     parser = OneLine(function.__name__, description=about, epilog=examples,
+                     allow_abbrev=False, # or --p of one command would be --preset of another
                      formatter_class=RawDescriptionHelpFormatter) # examples keep their lines
     own, more = options_of(function), options_in(settings) if settings else []
     for option in own: _add(parser, option)

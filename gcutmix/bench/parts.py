@@ -15,6 +15,7 @@ import torch
 
 from ..base.console import changed, command, command_line
 from ..base.files import code_version, hardware, now, packages, write_json
+from ..base.inputs import at_least
 from .decoding import measure_data
 from .faults import measure_faults
 from .levers import measure_levers
@@ -53,7 +54,7 @@ def origin(part, bench):
 def measure(part, bench):
     "One part's numbers and where they come from, as a dict. ValueError for an unknown part."
     if part not in PARTS:
-        raise ValueError(f"part {part!r}: expected one of {', '.join(PARTS)}, or all")
+        raise ValueError(f"part {part!r}: expected one of {', '.join(PARTS)}, gpu, or all")
     before, start = torch.get_num_threads(), time.monotonic()
     if bench.threads: torch.set_num_threads(bench.threads)
     try: result = origin(part, bench) | PARTS[part](bench)
@@ -91,13 +92,14 @@ def fill_cells(out, bench, minutes):
                    backbone=bench.backbone, device=bench.device, out=str(place/folder),
                    weights="none" if small else "preset")
     except (OSError, ValueError) as error: return f"no cells: {error}"
-    return f"cells are in {folder}"
+    return f"the same command goes on with the cells in {folder}"
 
 def walk(out, bench, minutes):
     "What one wants to know of a GPU, most telling first. ValueError without one."
     if bench.device == "cpu" and bench.backbone != "tiny":
         raise ValueError("part='gpu': no GPU is here, and on a CPU this takes days; "
                          "`backbone` tiny with `size` 96x32 tries it out")
+    at_least("minutes", minutes, .01)
     start, bench = time.monotonic(), replace(bench, dataset=bench.dataset or "cuhk03-p1-detected")
     print(f"tests: {test_device(minutes/2)}", flush=True)
     measure_into(out, "step", replace(bench, dataset=None, root=None))
