@@ -120,10 +120,7 @@ def check_budget(max_steps, max_seconds):
 def check_config(config):
     "ValueError for a setting that nothing would notice later."
     Options.__post_init__(config)
-    check_fields(config, CHOICES, SHARES, ["size"], LEAST, MOST)
-    if config.schedule_ahead > config.epochs:
-        raise ValueError(f"schedule_ahead = {config.schedule_ahead}: expected at most the "
-                         f"{config.epochs} epochs")
+    check_fields(config, CHOICES, SHARES, ["size"], LEAST, MOST | {"schedule_ahead": config.epochs})
     check_name(config.name)
     check_device(config.device)
     check_log(config.log)

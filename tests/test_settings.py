@@ -83,3 +83,8 @@ def test_a_newer_files_setting_is_an_error(tmp_path):
     (tmp_path/"G.json").write_text(json.dumps(result))
     with pytest.raises(ValueError, match="names the setting 'ema'.*newer"):
         config.read_run(tmp_path/"G.json")
+
+
+def test_a_schedule_is_not_ahead_of_all_its_epochs():
+    with pytest.raises(ValueError, match="schedule_ahead 5: expected 1 at most"):
+        config.make_preset("demo", epochs=1, warmup=0, decay_at=(), schedule_ahead=5)
