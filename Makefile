@@ -36,7 +36,8 @@ site: .venv/.site
 	$(BIN)/python .ci/site/build.py
 
 .venv/.site: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[site]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(shell sed -n 's/^site_requirements = //p' settings.ini)
 	touch $@
 
 clean:

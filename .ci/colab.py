@@ -23,6 +23,7 @@ def with_install(notebook, url):
 
 def main(folder):
     if not PUBLIC: sys.exit("git_url in settings.ini is empty: nobody could fetch the repository")
+    if folder.exists(): sys.exit(f"{folder} exists: give a new folder")
     (folder/"nbs").mkdir(parents=True)
     for path in sorted((ROOT/"nbs").glob("*.ipynb")):
         notebook = with_install(json.loads(path.read_text(encoding="utf-8")), PUBLIC)
@@ -33,4 +34,6 @@ def main(folder):
     (folder/"requirements.txt").write_text("jupyterlab\n", encoding="utf-8")
 
 
-if __name__ == "__main__": main(Path(sys.argv[1]))
+if __name__ == "__main__":
+    if len(sys.argv) != 2: sys.exit(__doc__)
+    main(Path(sys.argv[1]))

@@ -50,11 +50,12 @@ G, BDB1, BDB2 = Branch("G", pool="avg"), Branch("BDB1", blind_drop), Branch("BDB
 AC1, AC2 = Branch("AC1", guided_cutmix), Branch("AC2", guided_cutmix)
 RC1, RC2 = Branch("RC1", random_cutmix), Branch("RC2", random_cutmix)
 
-_MIXES: dict = dict(plays=("partner", "k"))
+_BLIND: dict = dict(plays=("start", "pool"))
+_MIXES: dict = dict(plays=("start", "pool", "partner", "k", "fill"))
 PAPERS = (
-    Variant("G", {"2": "G", "3": "G"}, "#444444", (G,)),
-    Variant("BDB", {"2": "BDB*", "3": "+ BDB1 (BDB*)"}, "#E69F00", (G, BDB1), "--"),
-    Variant("BDB3", {"2": "BDB*3", "3": "+ BDB2 (BDB*3)"}, "#D55E00", (G, BDB1, BDB2), ":"),
+    Variant("G", {"2": "G", "3": "G"}, "#444444", (G,), plays=("start",)),
+    Variant("BDB", {"2": "BDB*", "3": "+ BDB1 (BDB*)"}, "#E69F00", (G, BDB1), "--", **_BLIND),
+    Variant("BDB3", {"2": "BDB*3", "3": "+ BDB2 (BDB*3)"}, "#D55E00", (G, BDB1, BDB2), ":", **_BLIND),
     Variant("PC1", {"3": "+ PC1"}, "#56B4E9", (G, AC1), "-.", **_MIXES),
     Variant("PC2", {"2": "Ours", "3": "+ PC2"}, "#0072B2", (G, AC1, AC2), **_MIXES),
     Variant("PC2-random", {"2": "PC2-random"}, "#7FCDBB", (G, RC1, RC2), (0, (6, 1)), **_MIXES))
@@ -146,13 +147,13 @@ PAN = _rival("PAN", "#A1D76A", "pan:PAN", **_NAMES, feature=unit_embeddings,
              groups=(("grid.affine", 1e-2),), own=_own_pan)
 
 # %% ../nbs/52_variants.ipynb #cdc7a03c
-_G = dict(branches=(G,))
+_G = dict(branches=(G,), plays=("start",))
 _MIXED = dict(**_G, losses=mixed_ce_and_triplet)
 MIXING = (
     _rival("G+Dropout", "#F4A582", "mixing:Dropout", **_G),
     _rival("G+DropBlock", "#B2182B", "mixing:DropBlock", **_G),
     _rival("G+CutMix", "#E6C300", "mixing:CutMix", **_MIXED),
-    _rival("G+AttentiveCutMix", "#253494", "mixing:AttentiveCutMix", **_MIXED, plays=("k",)))
+    _rival("G+AttentiveCutMix", "#253494", "mixing:AttentiveCutMix", **(_MIXED | dict(plays=("start", "k")))))
 
 # %% ../nbs/52_variants.ipynb #435215a1
 _ALL = *PAPERS, *PLAIN, *STRIPES, *SVD, AOS, CAMA, HACNN, PAN, *MIXING

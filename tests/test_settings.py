@@ -12,6 +12,7 @@ import gcutmix.model as model
 from conftest import ROOT
 from gcutmix.base.console import given, parser_of
 from gcutmix.base.resume import recipe
+from gcutmix.variants import idle_settings
 
 RESULTS = ROOT/"results"
 RUNS = [path for path in sorted(RESULTS.rglob("*.json"))
@@ -88,3 +89,11 @@ def test_a_newer_files_setting_is_an_error(tmp_path):
 def test_a_schedule_is_not_ahead_of_all_its_epochs():
     with pytest.raises(ValueError, match="schedule_ahead 5: expected 1 at most"):
         config.make_preset("demo", epochs=1, warmup=0, decay_at=(), schedule_ahead=5)
+
+
+@pytest.mark.parametrize(("variant", "reads"), [
+    ("G", "start"), ("BDB", "start pool"), ("PC2", "start pool fill partner k"), ("PCB", ""),
+    ("G+CutMix", "start"), ("G+AttentiveCutMix", "start k")])
+def test_a_method_says_which_settings_it_does_not_read(variant, reads):
+    idle = idle_settings(config.make_preset("demo", variant=variant))
+    assert {"start", "pool", "fill", "partner", "k"} - idle == set(reads.split())

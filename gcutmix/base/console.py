@@ -15,6 +15,7 @@ from dataclasses import fields
 from functools import wraps
 
 from fastcore.docments import docments
+
 from .devices import alone
 from .locks import end
 from .strangers import MISTAKES, Ended, plain_speech

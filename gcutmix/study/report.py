@@ -190,7 +190,10 @@ def gcutmix_demo(
     out = Path(out)
     base = make_preset("demo", "pedestrians", root=root or out/"pedestrians", out=out)
     if epochs is not None: base = shortened(base, epochs)
-    results = [read_checked(fit(config).paths.result, is_run) for config in plan(base, "3")]
+    runs, results = plan(base, "3"), []
+    for place, config in enumerate(runs, 1):
+        print(f"{place} of {len(runs)}: {config.name}", flush=True)
+        results.append(read_checked(fit(config).paths.result, is_run))
     text = (f"{markdown(table(results, '3', 'pedestrians'))}\n\nPedestrians (drawn), rank-1 and "
             f"mAP in per cent. {provenance_line(results)}\n")
     write_atomically(out/"table3.md", lambda part: part.write_text(text, encoding="utf-8"))
