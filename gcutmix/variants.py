@@ -55,7 +55,8 @@ _MIXES: dict = dict(plays=("start", "pool", "partner", "k", "fill"))
 PAPERS = (
     Variant("G", {"2": "G", "3": "G"}, "#444444", (G,), plays=("start",)),
     Variant("BDB", {"2": "BDB*", "3": "+ BDB1 (BDB*)"}, "#E69F00", (G, BDB1), "--", **_BLIND),
-    Variant("BDB3", {"2": "BDB*3", "3": "+ BDB2 (BDB*3)"}, "#D55E00", (G, BDB1, BDB2), ":", **_BLIND),
+    Variant("BDB3", {"2": "BDB*3", "3": "+ BDB2 (BDB*3)"}, "#D55E00", (G, BDB1, BDB2), ":",
+            **_BLIND),
     Variant("PC1", {"3": "+ PC1"}, "#56B4E9", (G, AC1), "-.", **_MIXES),
     Variant("PC2", {"2": "Ours", "3": "+ PC2"}, "#0072B2", (G, AC1, AC2), **_MIXES),
     Variant("PC2-random", {"2": "PC2-random"}, "#7FCDBB", (G, RC1, RC2), (0, (6, 1)), **_MIXES))
@@ -149,11 +150,12 @@ PAN = _rival("PAN", "#A1D76A", "pan:PAN", **_NAMES, feature=unit_embeddings,
 # %% ../nbs/52_variants.ipynb #cdc7a03c
 _G = dict(branches=(G,), plays=("start",))
 _MIXED = dict(**_G, losses=mixed_ce_and_triplet)
+_ATTENTIVE = _MIXED | dict(plays=("start", "k"))
 MIXING = (
     _rival("G+Dropout", "#F4A582", "mixing:Dropout", **_G),
     _rival("G+DropBlock", "#B2182B", "mixing:DropBlock", **_G),
     _rival("G+CutMix", "#E6C300", "mixing:CutMix", **_MIXED),
-    _rival("G+AttentiveCutMix", "#253494", "mixing:AttentiveCutMix", **(_MIXED | dict(plays=("start", "k")))))
+    _rival("G+AttentiveCutMix", "#253494", "mixing:AttentiveCutMix", **_ATTENTIVE))
 
 # %% ../nbs/52_variants.ipynb #435215a1
 _ALL = *PAPERS, *PLAIN, *STRIPES, *SVD, AOS, CAMA, HACNN, PAN, *MIXING

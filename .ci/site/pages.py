@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 parser = ConfigParser(delimiters=["="])
 parser.read(ROOT/"settings.ini", encoding="utf-8")
 SETTINGS = parser["DEFAULT"]
-TEXTS = [name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LOG.md") if (ROOT/name).exists()]
+TEXTS = {"CONTRIBUTING.md": ROOT/".github", "CHANGELOG.md": ROOT, "LOG.md": ROOT}
 LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(((?!https?:|mailto:|#)[^()\s]+)\)")
 
 
@@ -30,7 +30,7 @@ def parts(index):
 
 def relink(text, pages):
     "Links lead to pages of the site; those to other files to the public address, if there is one."
-    public = SETTINGS["git_url"]
+    public = SETTINGS["git_url"].rstrip("/").removesuffix(".git")
     def lead(link):
         text, (target, *anchor) = link[1], link[2].split("#")
         name = Path(target).name.replace("README.md", "index.ipynb")
@@ -47,7 +47,8 @@ def toctree(caption, names):
 
 def contents(index):
     "A cell that leads to the page to play with, and puts every page into the sidebar."
-    listed = {"": ["play"], **parts(index), "The library": ["api/index"], "The project": TEXTS}
+    listed = {"": ["play"], **parts(index), "The library": ["api/index"],
+              "The project": [*TEXTS]}
     missing = {p.stem for p in (ROOT/"nbs").glob("[0-9]*.ipynb")} - set(sum(listed.values(), []))
     if missing: raise SystemExit(f"no part of the index lists {', '.join(sorted(missing))}")
     source = "\n".join(toctree(caption, names) for caption, names in listed.items())
@@ -94,6 +95,6 @@ def write_pages(folder):
         page = chapter(json.loads(path.read_text(encoding="utf-8")), pages)
         if path.stem == "index": page["cells"].insert(1, contents(page))
         (folder/path.name).write_text(json.dumps(page), encoding="utf-8")
-    for name in TEXTS:
-        text = relink((ROOT/name).read_text(encoding="utf-8"), pages)
+    for name, place in TEXTS.items():
+        text = relink((place/name).read_text(encoding="utf-8"), pages)
         (folder/name).write_text(text, encoding="utf-8")

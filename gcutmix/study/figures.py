@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'two_panels', 'curve', 'mean_curve', 'draw_curves', 'plot_curves', 'by_k', 'k_rows', 'draw_ks', 'plot_k',
-           'plot_cmc', 'answers_of', 'draw_answers', 'plot_differences']
+           'plot_cmc', 'answers_of', 'draw_answers', 'plot_differences', 'name_groups']
 
 # %% ../../nbs/23_figures.ipynb #0decbd83
 from collections import defaultdict
@@ -18,7 +18,7 @@ from ..base.pictures import ACCENT, QUIET
 from .paper import (BOTH, METRICS, QUESTIONS, ROWS, cell_of, filled, num_blocks,
                                  printed_difference)
 from .runs import ON_K
-from .tables import difference, interval, percent, plus_minus, select
+from .tables import by_setting, difference, interval, percent, plus_minus, select
 from ..variants import VARIANTS
 
 # %% ../../nbs/23_figures.ipynb #2ed8e25c
@@ -159,3 +159,13 @@ def plot_differences(
     first.invert_yaxis()
     fig.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
+
+# %% ../../nbs/23_figures.ipynb #3db7a790
+def name_groups(found):
+    "All results by data set, and by setting if a data set has several."
+    groups = {}
+    for name, results in found.items():
+        split = by_setting(results)
+        for part, rows in split.items():
+            groups[f"{name}, {part}" if len(split) > 1 else name] = rows
+    return groups

@@ -114,7 +114,10 @@ def draw_matters(
     text = []
     for folder in sorted((Path(results)/"what-matters").glob("*")):
         found = read_matters(folder)
-        if not found.get("paper"): continue
+        if not found.get("paper"):
+            if any(found.values()):
+                text += [f"# What matters: {folder.name}\n", "no paper-s*.json to compare with\n"]
+            continue
         file = Path(out)/f"matters-{folder.name}.svg"
         save_figure(plot_matters(found), file)
         runs = [run for each in found.values() for run in each.values()]
