@@ -8,6 +8,7 @@ __all__ = ['Mixed', 'nearest_block', 'count_blocks', 'FeatureCutMix', 'heat_of',
 # %% ../nbs/11_your_network.ipynb #b9c5df55
 import math
 from collections import namedtuple
+from dataclasses import fields
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from .base.backbones import drop_last_stride, dry_run, feature_map
 from .base.processes import rows_of
 from .blocks import block_mask
+from .base.inputs import at_least, check_pair, one_of
 from .config import Options
 from .cutmix import attention, feature_cutmix, sample_partners
 from .gradcam import pooled_grad_cam
@@ -69,6 +71,9 @@ class FeatureCutMix(nn.Module):
         detach_partner=False, # no gradient into what is pasted
     ):
         super().__init__()
+        at_least("k", k, 0)
+        if block is not None: check_pair("block", block)
+        Options(partner=partner) # refuses one that nobody knows
         self.k, self.block, self.partner, self.detach_partner = k, block, partner, detach_partner
 
     def forward(self,
@@ -154,6 +159,12 @@ def add_branches(
     ValueError if it gives no map, or if blocks do not fit the map."""
     if variant not in _OWN:
         raise ValueError(f"variant {variant!r}: expected one of {', '.join(_OWN)}")
+    at_least("num_classes", num_classes, 1)
+    check_pair("size", size)
+    if block is not None: check_pair("block", block)
+    if k is not None: at_least("k", k, 0)
+    one_of("last_stride", last_stride, (1, 2))
+    for name in options: one_of("option", name, [f.name for f in fields(Options)])
     net = feature_map(backbone)
     if last_stride == 1: drop_last_stride(net, size)
     channels, *shape = dry_run(net, size)

@@ -153,11 +153,11 @@ def check_kinds(settings):
 def one_of(name, value, known):
     "ValueError if a setting is none of the known values."
     if value not in tuple(known):
-        raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
+        raise ValueError(f"{name} {value!r}: expected one of {', '.join(map(str, known))}")
 
 def at_least(name, value, smallest):
     "ValueError if a number is smaller, or is not a number."
-    if not value >= smallest:
+    if not isinstance(value, Real) or not value >= smallest:
         raise ValueError(f"{name} {value}: expected {smallest} or more")
 
 LONGEST = 8192 # side of a picture; beyond it, a slip of the hand would fill the memory
