@@ -21,9 +21,9 @@ from .config import TrainConfig, make_preset
 from .data import load_dataset
 from .evaluation import evaluate, extract_features
 from .images import load_splits
-from .model import load_model
+from .model import check_backbone, load_model
 from .training import fit
-from .variants import idle_settings
+from .variants import idle_settings, weights_of
 
 # %% ../nbs/54_commands.ipynb #0715c2c5
 def report(run):
@@ -53,7 +53,7 @@ def described(config):
 
 @command(settings=TrainConfig)
 def gcutmix_train(
-    preset:str="paper",            # recipe that the others change: paper, released, small, demo
+    preset:str="paper",            # recipe to change: paper, released, tuned, small, demo
     dataset:str="cuhk03-detected", # or cuhk03-labeled, market1501, dukemtmc-reid, pedestrians, ...
     max_steps:int=None,            # stop after so many iterations; the same command goes on
     show:bool=False,               # print the whole configuration, and do nothing
@@ -66,6 +66,7 @@ def gcutmix_train(
       gcutmix_train --dataset market1501 --root data/Market-1501-v15.09.15 --variant PC2 --seed 1
       gcutmix_train --preset small --dataset cuhk03-detected --show"""
     config = make_preset(preset, dataset, **settings)
+    check_backbone(config.backbone, weights_of(config)) # what a training refuses is not shown
     if show: return print(described(config))
     if is_first(): note_idle(config, settings)
     run = fit(config, max_steps)

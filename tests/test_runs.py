@@ -75,7 +75,7 @@ def test_no_weights_are_not_the_presets_weights(people, tmp_path):
 def test_a_mistake_is_told_in_one_line(people, tmp_path):
     command = words(people, tmp_path, "--table", "7")
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode and "expected 2, 3, 4, fig3 or matters" in done.stderr
+    assert done.returncode and "expected 2, 3, 4, fig3, matters or tuned" in done.stderr
     assert "Traceback" not in done.stderr
 
 
