@@ -129,7 +129,7 @@ def check_config(config):
     check_start(config.weights, config.dataset)
 
 # %% ../nbs/56_config.ipynb #7f8f0391
-RECIPES = {
+RECIPES: dict[str, dict] = {
     "paper": dict(), "tuned": dict(cutout_p=0.), # chosen by `study.tuned`
     "released": dict(k=3, epochs=400, warmup_shape="staircase", schedule_ahead=1,
                      label_smoothing=.1, cam_grad="batch", partner="position", start="released"),
