@@ -117,7 +117,7 @@ def plot_cmc(
         ax.plot(range(1, len(mean) + 1), mean, record.line, color=record.colour, label=name)
     ax.set(xlabel="rank", ylabel="queries matched, %", xticks=(1, *range(5, ranks + 1, 5)))
     ax.grid(alpha=.3)
-    if results: ax.legend()
+    if ax.lines: ax.legend()
     return fig
 
 # %% ../../nbs/23_figures.ipynb #0506e624
