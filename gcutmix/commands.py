@@ -66,8 +66,9 @@ def gcutmix_train(
       gcutmix_train --dataset market1501 --root data/Market-1501-v15.09.15 --variant PC2 --seed 1
       gcutmix_train --preset small --dataset cuhk03-detected --show"""
     config = make_preset(preset, dataset, **settings)
-    check_backbone(config.backbone, weights_of(config)) # what a training refuses is not shown
-    if show: return print(described(config))
+    if show: # nothing that a training would refuse
+        check_backbone(config.backbone, weights_of(config))
+        return print(described(config))
     if is_first(): note_idle(config, settings)
     run = fit(config, max_steps)
     if is_first(): print(report(run))

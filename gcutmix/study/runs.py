@@ -194,7 +194,7 @@ def gcutmix_reproduce(
     alone(gcutmix_reproduce)
     run_missing(runs, base.out, budget, next)
     done = [read_json(run_paths(c).result) for c in runs if run_paths(c).result.exists()]
-    if done and table in ("2", "3", "4"): print(markdown(table_of(done, table, dataset)))
+    if done and str(table) in TABLES: print(markdown(table_of(done, str(table), dataset)))
     print(f"{len(done)} of {len(runs)} runs have a result in {base.out}")
 
 reproduce = gcutmix_reproduce.__wrapped__ # for Python, where no argument means the defaults
